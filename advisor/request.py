@@ -151,6 +151,7 @@ class Request:
             data=self.data,
             text_tokens=self.text_tokens,
             exact=self.exact,
+            questions=self.size.most_questions if self.size else None,
             guess=self.guess,
             best_alone=self.best_alone,
         )
@@ -305,11 +306,20 @@ def command_of(request: Request, model: str) -> str:
     program = lisa_train(request.nodes, request.cards_each)
     if request.target is None:
         return f"{program} --auto {options}{needed} --data-dir {folder}"
-    longest = f" --data-dir {folder}" if request.data is not None else ""
+    told = f" --data-dir {folder}" if request.data is not None else _counts(request.size)
     return (
-        f"lisa-advise {options} {request.target.options}{longest} --save plan.json"
+        f"lisa-advise {options} {request.target.options}{told} --save plan.json"
         f"\n{program} --plan plan.json{needed} --data-dir {folder}"
     )
+
+
+def _counts(size: DataCounts | None) -> str:
+    """The options that say how much there is to train on: plans are chosen by them."""
+    if size is None:
+        return ""
+    pictures = size.train_pictures + size.val_pictures
+    questions = size.epoch_questions + size.val_questions
+    return f" --pictures {pictures}" + (f" --questions {questions}" * (questions != pictures))
 
 
 def lisa_train(nodes: int, cards: int) -> str:

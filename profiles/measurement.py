@@ -18,6 +18,11 @@ class DataCounts(Frozen):
     val_questions: int
     row_tokens: float | None = Field(None, description="of a training row, picture and text; mean")
 
+    @property
+    def most_questions(self) -> int:
+        """Questions of a picture, at most, if all have as many as it goes."""
+        return max(1, -(-self.epoch_questions // max(1, self.train_pictures)))
+
 
 class Measurement(Frozen):
     """Bytes (and, on a GPU, seconds) of a Plan's training step."""

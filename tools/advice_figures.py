@@ -9,14 +9,14 @@ from advisor.choice.candidate import Candidate
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
-from profiles.levers import phrases
+from advisor.report.plan_words import plan_text
 from profiles.models import DEFAULT_MODELS
 from profiles.preferences import PREFERENCES
 from profiles.sizes import GIB
 
 MODELS = (DEFAULT_MODELS[0], "7b")
 ADAPTERS = (("qv", 8), ("qv", 16), ("qv", 32), ("qv", 64), ("all-linear", 8), ("all-linear", 64))
-LEVERS = ("quantization", "micro_batch", "checkpointed_layers", "host_layers")
+SHORT = {"micro-batch ": "b", " layers checkpointed": "", "embeddings on the host": "e"}
 
 
 def orders() -> str:
@@ -57,5 +57,7 @@ def _cell(shown: Advice | Candidate) -> str:
     plan, needs, speed = shown.plan, shown.needs, shown.speed
     if plan is None or needs is None or speed is None or shown.verdict not in ("FITS", "TIGHT"):
         return shown.verdict
-    said = phrases(plan, LEVERS).replace("micro-batch ", "b").replace(" layers checkpointed", "")
+    said = plan_text(plan)
+    for words, letters in SHORT.items():
+        said = said.replace(words, letters)
     return f"{said}: {needs.bytes / GIB:.1f} GiB, {speed.samples_per_second:.2g}/s"

@@ -42,6 +42,15 @@ def preferred(prefer: Preference, candidate: Candidate, fastest: float) -> tuple
     return orders[prefer]
 
 
+def behind(speed: float, fastest: float) -> str:
+    """How far a plan is behind the fastest, where that is more than better storage may cost."""
+    return (
+        ""
+        if speed >= AFFORDABLE * fastest
+        else f"{1 - speed / fastest:.1%} slower than the fastest"
+    )
+
+
 def fastest_of(candidates: Iterable[Candidate]) -> float:
     """The speed that precision is weighed against: the fastest, on the card where any plan is."""
     everyone = list(candidates)

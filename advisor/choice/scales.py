@@ -42,7 +42,7 @@ class Setting:
     data: Path | None = None
     text_tokens: int | None = None
     counted_by: str = ""  # the tokenizer that counted the data's longest text
-    questions: int | None = None  # a picture of the data has, at most
+    questions: int | None = None  # a picture of the data has, at most; None: not known
     image_tokens: int | None = None  # the data's largest picture takes, if clearly below the most
     exact: bool = False  # the plan chosen is forecast even where the grid reaches
     guess: float = 1.0  # the first correction of the grid's figures for plans beyond it

@@ -8,6 +8,7 @@ choice is made again until it stays the same.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from operator import attrgetter, itemgetter
@@ -35,6 +36,7 @@ from advisor.machine.budget import (
 )
 from advisor.machine.gpu import Machine
 from advisor.memory.speed import TYPICAL, samples_per_second
+from profiles.findings import PlanError
 from profiles.gpus import GpuProfile, gpus
 from profiles.grid import MICRO_BATCHES, Estimate, caching_bytes, estimate, has_corners, nearest
 from profiles.pictures import shrinks_pictures
@@ -83,20 +85,32 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
         if not exact.tiers:
             return exact.reason
         text = exact.text_tokens
-        # As many masks as questions: pictures with fewer than the plan asks for.
+        # As many masks as questions.
         questions = max(1, exact.masks)
-        if questions < base.questions_per_picture and "questions_per_picture" not in pinned:
-            base = base.override([f"questions_per_picture={questions}"])
         setting = replace(setting, questions=questions, counted_by=exact.counted_by)
         if (exact.image_tokens or inf) < SMALLER * base.profile.most_image_tokens:
             setting = replace(setting, image_tokens=exact.image_tokens)
             correction = _corrected(asked, exact.tier("pool").bytes, setting, text, correction)
+    base = _as_pictures_have(base, pinned, setting.questions)
     if _in_grid(base, text, setting):
         known = _chosen(base, pinned, setting, text, None) or NONE_RUNS
         return known if isinstance(known, str) or not setting.exact else _exactly(known, setting)
     if setting.live is None:
         return "no forecast or tested row covers these settings"
     return _forecast_until_it_stands(base, pinned, setting, text, correction)
+
+
+def _as_pictures_have(base: Plan, pinned: set[str], questions: int | None) -> Plan:
+    """`base` with no more questions a picture than these have, where the user set no number.
+
+    Rows of several may be shared out unevenly: where fewer could not, the plan keeps its own.
+    """
+    if questions is None or "questions_per_picture" in pinned:
+        return base
+    fewest = min(questions, base.questions_per_picture)
+    with suppress(PlanError):
+        return base.override([f"questions_per_picture={fewest}"])
+    return base
 
 
 def _forecast_until_it_stands(

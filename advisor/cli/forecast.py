@@ -171,6 +171,8 @@ def _must_name_enough(plan: Plan, target: Target | None) -> None:
     for note in open_name(target):
         tell(f"note: {note}")
     each = plan.local_processes
+    if target.count == 1 < each:
+        tell(f"note: the plan runs {each} processes on a machine: {each} such cards are meant")
     if 1 < target.count < each:
         what = f"--gpu names {target.count} cards"
         fail(f"{what}, but the plan runs {each} processes on a machine\n"

@@ -23,7 +23,7 @@ from profiles.gpus import GpuProfile
 from profiles.host_memory import pinned_bytes
 from profiles.plan import Plan
 from profiles.records import Frozen
-from profiles.sizes import GIB, MIB, gib
+from profiles.sizes import GIB, MIB, gib, mib
 from profiles.tested import TestedRow, Verdict
 
 Basis = Literal["exact", "tested", "forecast", "measured", "policy"]
@@ -142,7 +142,8 @@ def budget_of(
     margin = margin_of(gpu, free, evidence.own_rows)
     context = evidence.context(gpu, machine)
     beside = context.bytes(pinned=True) + nccl
-    libraries = f"CUDA context and libraries, {context.source}"
+    pinning = f", {mib(context.pinning_bytes)} of it for pinned host tensors"
+    libraries = f"CUDA context and libraries{pinning}, {context.source}"
     usable = max(0, free - beside - margin.bytes)
     return Budget(
         free=Bytes(bytes=free, basis=basis, source=source),

@@ -172,8 +172,7 @@ def interpret(
     if plan.compile and not moves_of(plan):
         tensors, pool = _less_than_plain(measurement, free)
     saved = free.peak_reserved - pool
-    pinned = plan.host_embeddings or plan.host_layers > 0
-    process = pool + card.context.bytes(pinned) + nccl_bytes(plan)
+    process = pool + card.context.bytes(_pins(plan)) + nccl_bytes(plan)
     host = _host_bytes(measurement)
     segments = "expandable segments" if expandable else "whole segments"
     errors = measured_errors(plan, answering)
@@ -275,9 +274,10 @@ def _verdict(
         return "TIGHT", f"{reason}, after {released} of unused memory"
     if cap_bytes - pool < margin_bytes:
         return "TIGHT", f"{reason}, inside the margin of {gib(margin_bytes)}"
-    left = gib(cap_bytes - pool)
-    kept = f"; {left} stay free, {gib(margin_bytes)} of them as margin" if margin_bytes else ""
-    return "FITS", reason + kept
+    if not margin_bytes:
+        return "FITS", reason
+    less = f"{gib(cap_bytes)} less a margin of {gib(margin_bytes)}"
+    return "FITS", f"needs {gib(pool)} of {gib(cap_bytes - margin_bytes)} usable ({less})"
 
 
 def _host_bytes(measurement: Measurement) -> int:
@@ -290,8 +290,14 @@ def _host_bytes(measurement: Measurement) -> int:
 
 def _beside_pool(plan: Plan, card: Card) -> str:
     """What the process takes, and where its figures come from."""
-    source = f"the pool, CUDA context and libraries, {card.context.source}"
+    pinned = "" if _pins(plan) else " without pinned host tensors"
+    source = f"the pool, CUDA context and libraries{pinned}, {card.context.source}"
     return f"{source}; {exchange().nccl_source}" if nccl_bytes(plan) else source
+
+
+def _pins(plan: Plan) -> bool:
+    """Whether parts of the model lie pinned in host memory."""
+    return plan.host_embeddings or plan.host_layers > 0
 
 
 def _host_source(plan: Plan) -> str:

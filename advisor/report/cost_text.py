@@ -48,15 +48,15 @@ def speed_text(advice: Advice) -> str:
     speed, plan = advice.speed, advice.plan
     assert speed is not None and plan is not None
     most = plan.questions_per_picture
-    text = f"{speed.samples_per_second:.2g} questions/s, by which plans are compared:"
-    text += f" {most} a picture," if most > 1 else ""
-    if advice.text_tokens is not None:
-        text += f" {advice.text_tokens} text tokens,"
-    text += f" {speed.source}"
-    if advice.duration is not None:
-        times = plan.effective_batch / advice.duration.step_seconds
-        each = advice.duration.questions / max(1, advice.duration.pictures)
-        text += f"; {times:.2g} by which the time is counted: {each:.2g} a picture, usual texts"
+    text = f"{speed.samples_per_second:.2g} questions/s"
+    text += f" with {most} a picture" if most > 1 else ""
+    text += f" at {tokens} text tokens a sample" if (tokens := advice.text_tokens) else ""
+    text += f" (ranks plans), {speed.source}"
+    if (found := advice.duration) is not None:
+        times = plan.effective_batch / found.step_seconds
+        each = found.questions / max(1, found.pictures)
+        whose = "your data" if found.counted else "ReasonSeg"
+        text += f"; {times:.2g} for {whose}: {each:.2g} a picture, usual texts (gives the time)"
     return text
 
 
@@ -67,8 +67,7 @@ def _time(duration: Duration) -> str:
         ("training", duration.training_seconds),
         ("evaluation", duration.evaluation_seconds),
     )
-    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts
-                      if seconds >= min(60, duration.seconds / 20))  # fmt: skip
+    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts if seconds)
     what = counted(duration.pictures, "picture")
     if duration.questions != duration.pictures:
         what += f" and {counted(duration.questions, 'question')}"
@@ -77,7 +76,7 @@ def _time(duration: Duration) -> str:
     card = f" if as fast as {_article(duration.card)} {duration.card}" if duration.stand_in else ""
     return (
         f"{counted(duration.epochs, 'epoch')} of {what}{whose}: about {time_text(duration.seconds)}"
-        f" ({low} to {high}){card}" + (f"; {spent}" if spent else "")
+        f" ({low} to {high}){card}" + f"; {spent}"
     )
 
 
@@ -113,14 +112,24 @@ def _asked(duration: Duration) -> str:
     if duration.hours is not None:
         found.append(_epochs_within(duration))
     if duration.price is not None:
-        low, high = (
-            duration.price * seconds / duration.seconds
-            for seconds in (duration.low_seconds, duration.high_seconds)
-        )
-        price = f"{duration.price:.2f} ({low:.2f} to {high:.2f})"
-        epochs = counted(duration.epochs, "epoch")
-        found.append(f"{epochs} cost {price} at {duration.price_per_hour:g} an hour")
+        found.append(_price(duration, duration.price))
     return "; ".join(found)
+
+
+def _price(duration: Duration, whole: float) -> str:
+    """What the training costs, and before it what the epochs do that fit into the hours."""
+    costs = []
+    if duration.epochs_within and duration.epochs_within < duration.epochs:
+        left = (duration.epochs - duration.epochs_within) * duration.epoch_seconds
+        costs.append((duration.epochs_within, 1 - left / duration.seconds))
+    costs.append((duration.epochs, 1.0))
+    low, high = duration.low_seconds / duration.seconds, duration.high_seconds / duration.seconds
+    prices = (
+        f"{counted(epochs, 'epoch')} cost {whole * share:.2f} "
+        f"({whole * share * low:.2f} to {whole * share * high:.2f})"
+        for epochs, share in costs
+    )
+    return f"{', '.join(prices)} at {duration.price_per_hour:g} an hour"
 
 
 def _cards(several: Several) -> str:

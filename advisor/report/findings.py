@@ -41,7 +41,11 @@ def card_findings(
     findings = open_name(request.target)
     runs = best.verdict in ("FITS", "TIGHT")
     if not runs:
-        findings.append(_lacking_host(request, gpu, base, budget) or _lacking_card(gpu, best, base))
+        findings.append(
+            _lacking_host(request, gpu, base, budget, best) or _lacking_card(gpu, best, base)
+        )
+    elif "host_layers" in request.pinned and best.plan.host_layers:
+        findings += _spared_host_layers(request, gpu, best.plan.model, budget)
     size = request.target.vram_bytes if request.target else None
     if size and size % 10**9 == 0:
         what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
@@ -55,7 +59,9 @@ def card_findings(
     return findings + machine_notes(request, gpu, best.plan) + neighbours(request, gpu)
 
 
-def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Finding | None:
+def _lacking_host(
+    request: Request, gpu: Gpu, base: Plan, budget: Budget, best: Candidate
+) -> Finding | None:
     """That the machine's memory is what lacks, if a plan would fit the card with more of it."""
     if budget.host is None:
         return None
@@ -67,6 +73,8 @@ def _lacking_host(request: Request, gpu: Gpu, base: Plan, budget: Budget) -> Fin
     fitting = [one for one in found.choice.considered if one.verdict == "FITS"]
     if not fitting:
         return None
+    if best.needs.bytes <= budget.usable.bytes:
+        fitting.append(best)  # the plan that the verdict is of
     size, usable = min(one.host_bytes for one in fitting), budget.host.bytes
     lacks = f"{gib(usable)} are usable, and plans that fit the card take {gib(size)} or more"
     fix = "--ram SIZE for a machine with more" if request.what_if else "close other programs"
@@ -143,10 +151,25 @@ def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list
     return [together] if together else []
 
 
+def _spared_host_layers(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
+    """A note if the layers that the user has put into host memory all fit on the card."""
+    best = _best_without(request, gpu, model, budget, ["host_layers"])
+    if best is None or best.plan.host_layers:
+        return []
+    return [_left_out(request, ["host_layers"], best)]
+
+
 def _without(
     request: Request, gpu: Gpu, model: str, budget: Budget, dropped: list[str]
 ) -> Finding | None:
-    given = assigned(request.overrides)
+    best = _best_without(request, gpu, model, budget, dropped)
+    return None if best is None else _left_out(request, dropped, best)
+
+
+def _best_without(
+    request: Request, gpu: Gpu, model: str, budget: Budget, dropped: list[str]
+) -> Candidate | None:
+    """The plan without some of the user's settings; None where none fits."""
     rest = tuple(o for o in request.overrides if not assigned([o]).keys() & set(dropped))
     other = replace(request, overrides=rest, live=None, best_alone=True)
     try:
@@ -155,7 +178,11 @@ def _without(
         return None  # the others do not go without it
     if isinstance(found, str) or found.choice.best.verdict != "FITS":
         return None
-    best = found.choice.best
+    return found.choice.best
+
+
+def _left_out(request: Request, dropped: list[str], best: Candidate) -> Finding:
+    given = assigned(request.overrides)
     what = f"a plan fits without {' '.join(f'{key}={given[key]}' for key in dropped)}"
     those = "it" if len(dropped) == 1 else "them"
     fix = f"leave {those} out: {plan_text(best.plan)}, {gib(best.needs.bytes)}"

@@ -5,7 +5,14 @@ from __future__ import annotations
 from profiles.levers import phrases
 from profiles.plan import Plan
 
-LEVERS = ("quantization", "micro_batch", "checkpointed_layers", "host_layers", "compile")
+SHAPE = "quantization", "micro_batch", "checkpointed_layers", "host_layers", "host_embeddings"
+LEVERS = (*SHAPE, "compile")
+UNDONE = {
+    "host_layers": "no layers on the host",
+    "checkpointed_layers": "none checkpointed",
+    "host_embeddings": "embeddings on the card",
+    "compile": "not compiled",
+}
 
 
 def storage_text(plan: Plan) -> str:
@@ -15,7 +22,7 @@ def storage_text(plan: Plan) -> str:
 
 def plan_text(plan: Plan) -> str:
     """The plan's memory levers in a few words."""
-    return phrases(plan, ("quantization", "micro_batch", "checkpointed_layers", "host_layers"))
+    return phrases(plan, SHAPE)
 
 
 def changes(plan: Plan, other: Plan | None) -> str:
@@ -25,13 +32,8 @@ def changes(plan: Plan, other: Plan | None) -> str:
     names = [name for name in LEVERS if getattr(plan, name) != getattr(other, name)]
     if plan.host_layers and "checkpointed_layers" in names:  # all, as host layers need
         names.remove("checkpointed_layers")
-    undone = {"host_layers": "no layers on the host", "checkpointed_layers": "none checkpointed"}
-    words = [undone.get(n, "") if not getattr(plan, n) else phrases(plan, [n]) for n in names]
-    if found := ", ".join(filter(None, words)):
-        return found
-    if plan.host_embeddings != other.host_embeddings:
-        return f"embeddings {'in host memory' if plan.host_embeddings else 'on the card'}"
-    return "not compiled" if other.compile and not plan.compile else "the same plan"
+    words = (phrases(plan, [n]) if getattr(plan, n) else UNDONE[n] for n in names)
+    return ", ".join(words) or "the same plan"
 
 
 def lora_text(plan: Plan) -> str:

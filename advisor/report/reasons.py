@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from advisor.choice.candidate import Reason
-from advisor.choice.preference import AFFORDABLE, STORAGES, fastest_of
+from advisor.choice.preference import STORAGES, behind, fastest_of
 from advisor.choice.search import (
     Found,
     largest_micro_batch,
@@ -73,9 +73,7 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
         because += f" (counted by {found.counted_by})"
     most = largest_micro_batch(plan, found.scales, budget)
     if most is not None and most > plan.micro_batch:
-        even = most in micro_batches(plan, most)
-        because += f"; {most} would fit as well, "
-        because += "and be no better" if even else f"but not divide {plan.effective_batch}"
+        because += f"; {_larger_batches(plan, most)}"
     yield Reason(
         setting="micro_batch", value=str(plan.micro_batch), because=because, basis=best.needs.basis
     )
@@ -89,13 +87,24 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
         yield _sharing_reason(found)
 
 
+def _larger_batches(plan: Plan, most: int) -> str:
+    """Why the micro-batch is not one of the larger ones, up to `most`, that fit as well."""
+    even = micro_batches(plan, most)[-1]
+    if even > plan.micro_batch:
+        return f"up to {even} would fit as well, and be no better"
+    if plan.questions_per_picture > 1:
+        return f"{most} would fit as well, and take as many passes"
+    return f"{most} would fit as well, but not divide {plan.effective_batch}"
+
+
 def _sharing_reason(found: Found) -> Reason:
     """What questions gain that share the prefix of their picture."""
     questions = found.choice.best.plan.questions_per_picture
     because = (
-        f"system prompt and picture are computed once for {questions} questions about it: "
-        f"{found.sharing_gain:.1f} times the questions a second. A step then sees fewer pictures: "
-        "where they have one target in several wordings, lisa-tiny learnt less in as many epochs "
+        f"system prompt and picture are computed once for up to {questions} questions about it: "
+        f"{found.sharing_gain:.1f} times the questions a second where all have as many. A step "
+        "then sees fewer pictures: where they have one target in several wordings, lisa-tiny "
+        "learnt less in as many epochs "
         f"(docs/speed.md). {found.sharing_gain:.1f} times the epochs take the time that one "
         "question a picture does: --epochs; --set questions_per_picture=1 asks one"
     )
@@ -180,8 +189,8 @@ def _against_finer(found: Found, storage: Quantization) -> str:
     quick = max(on_card or fitting, key=lambda one: one.speed.samples_per_second)
     name, speed = storage_text(quick.plan), quick.speed.samples_per_second
     fastest = fastest_of(one for one in considered if one.verdict == "FITS")
-    if on_card and speed < AFFORDABLE * fastest:
-        return f"{name} would train {1 - speed / fastest:.1%} slower than the fastest plan"
+    if on_card and (slow := behind(speed, fastest)):
+        return f"{name} would train {slow} plan; it may cost at most a tenth"
     slower = 1 - speed / best.speed.samples_per_second
     pace = f"{slower:.0%} slower" if slower >= 0.005 else ""
     if on_card:

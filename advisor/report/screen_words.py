@@ -70,7 +70,8 @@ SCORE_WORDS = {
 
 ROWS = {
     "card": "A card's name that several cards have: which is assumed, and how to name the others.",
-    "data": "What to know of your data: such as that they are few.",
+    "data": "What to know of your data: such as that they are few, or that another plan is better "
+    "where each picture has one question.",
     "model": "The one that is advised, and why it is; --model names another.",
     "plan": "All settings of one training run, in short: how the base weights are stored, the "
     "adapters, what is recomputed or kept in host memory, and how a step is divided.",
@@ -111,8 +112,8 @@ ROWS = {
     "converted": "The folder that lisa-train convert writes.",
     "run folder": "Checkpoints, adapters and records of a run.",
     "speed": "Questions a second; as the name of another plan: the fastest one that fits.",
-    "precision": "Another plan: base weights as published come first, then all on the card.",
-    "headroom": "Another plan: all on the card comes first, then the least memory.",
+    "precision": "Another plan: base weights as published come first, then all layers on the card.",
+    "headroom": "Another plan: all layers on the card come first, then the least memory.",
     "prefer": "The order in which plans are preferred (--prefer; docs/advice.md).",
     "larger": "The smallest usual card that the next better plan fits, and what it gains there.",
     "note": "What you should know or fix; after -> how.",

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from advisor.choice.preference import behind, fastest_of
 from advisor.cost.duration import duration_of
 from advisor.machine.torch_builds import TORCH
 from advisor.report.cost_text import cost_lines, speed_text
 from advisor.report.findings import DATA, OPEN_NAME
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
+from profiles.batches import full_rows
 from profiles.gpus import WITH_FP8, gpu_by_nvml
 from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
@@ -181,13 +183,13 @@ def plan_line(plan: Plan) -> str:
 def batch_words(plan: Plan) -> str:
     """Questions of a step, on how many pictures, and how many of these are computed at once."""
     asked, each = plan.effective_batch, plan.questions_per_picture
-    text = f"{counted(asked, 'question')} a step"
-    text += f", up to {each} a picture" if each > 1 else ""
-    fewest = f"{least} to " if (least := -(-asked // each)) < asked else ""
+    rows = "one a picture"
+    if each > 1:
+        least = full_rows(asked, each)
+        rows = f"from {least} to {counted(asked, 'picture')} (up to {each} each)"
+    how = "all at once" if plan.micro_batch >= asked else f"{plan.micro_batch} at a time"
     processes = f" in each of {plan.processes} processes" if plan.processes > 1 else ""
-    pictures = counted(asked, "picture")
-    how = " at once" if plan.micro_batch >= asked else f", {plan.micro_batch} at a time"
-    return f"{text}: {fewest}{pictures}{how}{processes}"
+    return f"{counted(asked, 'question')} a step, {rows}, {how}{processes}"
 
 
 def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
@@ -197,25 +199,29 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
         return
     if advice.prefer != "usual" and "usual" not in advice.alternatives:
         yield "prefer", f"{advice.prefer} changes nothing here: this is the usual plan"
-    seen = []
+    seen, fastest = [], fastest_of([best, *advice.alternatives.values()])
     for order, other in advice.alternatives.items():
         worth = _is_worth_saying(order, other, best, advice.budget.usable.bytes)
         if worth and other.plan not in seen:
             seen.append(other.plan)
             text = f"{changes(other.plan, best.plan)}: {change(other, best)}"
-            yield order, text + _why_not_usual(order, other, best, advice.prefer)
+            yield order, text + _why_not_usual(order, other, best, advice.prefer, fastest)
     if advice.better is not None and advice.better_card_gib is not None:
         text = f"{changes(advice.better.plan, best.plan)}: {change(advice.better, best)}"
         yield "larger", f"a card of {advice.better_card_gib} GiB: {text}"
 
 
-def _why_not_usual(order: str, other: Candidate, best: Candidate, prefer: Preference) -> str:
-    """Why the usual order passes over a plan that is faster, and not rounded as the best one is."""
-    faster = other.speed.samples_per_second > (1 + WORTH_SAYING) * best.speed.samples_per_second
-    if prefer != "usual" or order != "precision" or not faster:
+def _why_not_usual(
+    order: str, other: Candidate, best: Candidate, prefer: Preference, fastest: float
+) -> str:
+    """Why the usual order passes over a plan that is not rounded as the best one is."""
+    if prefer != "usual" or order != "precision":
         return ""
-    moved = other.plan.host_layers > best.plan.host_layers
-    return "; the usual order keeps layers on the card" if moved else ""
+    speed = other.speed.samples_per_second
+    if other.plan.host_layers <= best.plan.host_layers:
+        return f"; {slow}" if (slow := behind(speed, fastest)) else ""
+    faster = speed > (1 + WORTH_SAYING) * best.speed.samples_per_second
+    return "; the usual order keeps layers on the card" if faster else ""
 
 
 def _is_worth_saying(

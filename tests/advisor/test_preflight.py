@@ -404,8 +404,39 @@ def test_three_questions_a_picture_unless_the_batch_or_the_data_say_otherwise(tm
     for masks in (1, 2):
         advice = _advise(vram_gib=12, model="13b", data=tmp_path, live=_live(1, [], masks=masks))
         assert advice.plan.questions_per_picture == masks
+        asked = 300 * masks
+        size = DataCounts(train_pictures=270, val_pictures=30, epoch_questions=asked - 30 * masks,
+                          val_questions=30 * masks)  # fmt: skip
+        told = _advise(vram_gib=12, size=size)
+        pinned = _advise(vram_gib=12, overrides=[f"questions_per_picture={masks}"])
+        assert told.plan == pinned.plan, "the same question, the same plan"
+        option = " --pictures 300" + (f" --questions {asked}" * (masks > 1))
+        assert f"--vram 12GiB{option} --save plan.json" in told.command, "typed, it says the same"
     assert not [one for one in _advise(vram_gib=12, model="13b", data=tmp_path, live=_live(1, []))
                 .reasons if one.setting == "questions_per_picture"]  # fmt: skip
+
+
+def test_counts_that_so_many_processes_cannot_share_leave_rows_uneven():
+    size = DataCounts(train_pictures=270, val_pictures=30, epoch_questions=270, val_questions=30)
+    plan = _advise(target=Target(vram_bytes=24 * GIB, count=3), overrides=["processes=3"],
+                   size=size).plan  # fmt: skip
+    assert (plan.processes, plan.questions_per_picture, plan.effective_batch) == (3, 3, 20)
+
+
+def test_without_counts_a_note_says_what_one_question_a_picture_gains():
+    told = [str(one) for one in _advise(vram_gib=12, live=_live(1, [])).findings]
+    (note,) = [one for one in told if "one question a picture" in one]
+    assert re.search(r"\d+% less time, bf16 base", note) and "questions_per_picture=1" in note
+    for settings in (["questions_per_picture=3"], ["questions_per_picture=1"]):
+        quiet = _advise(vram_gib=12, overrides=settings, live=_live(1, []))
+        assert "one question a picture" not in str(quiet.findings)
+
+
+def test_of_default_models_that_all_fail_the_smaller_one_says_why_it_is_shown():
+    small = Target(vram_bytes=24 * GIB, ram_bytes=4 * GIB)
+    advice = _advise(target=small, overrides=["host_layers=20"])
+    assert advice.verdict == "OOM" and advice.model == DEFAULT_MODELS[1]
+    assert f"so the smaller {advice.model}" in str(advice.findings[0])
 
 
 def test_the_effective_batch_is_kept_on_the_cpu():

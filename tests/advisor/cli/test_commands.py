@@ -146,6 +146,7 @@ def test_check_names_all_cards_of_a_plan_and_refuses_too_few(
     each = run("check", str(path), "--gpu", "RTX 3060")
     assert each.exit_code == 0 and "RTX 3060 (8 GB) is assumed, the smallest" in each.stderr
     assert " on 2 x RTX 3060 (8 GB) in each of 2 machines: " in each.stdout
+    assert "2 processes on a machine: 2 such cards are meant" in each.stderr
     assert (
         " on 2 x 8 GiB card in each of 2 machines: "
         in run("check", str(path), "--vram", "8GiB").stdout

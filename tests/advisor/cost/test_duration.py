@@ -23,7 +23,7 @@ from advisor.machine.target import Target
 from advisor.memory.forecast import Forecast, Tier, TierName
 from advisor.memory.speed import encoder_seconds, factors, seconds_of
 from advisor.preflight import advise
-from advisor.report.cost_text import cost_lines
+from advisor.report.cost_text import _price, cost_lines
 from profiles.gpus import find_gpu
 from profiles.measurement import DataCounts
 from profiles.plan import Plan
@@ -154,6 +154,13 @@ def test_a_time_and_a_price() -> None:
                   for n in (epochs, epochs + 1))  # fmt: skip
     assert fits <= 8 * 3600 < over
     assert within(found, 0.001, None).epochs_within == 0
+    few = within(found, found.seconds / 7200, 0.4)
+    first, seconds = few.epochs_within, found.seconds - found.epochs * found.epoch_seconds
+    assert first is not None and few.price is not None and 0 < first < 10
+    cost = 0.4 * (seconds + first * found.epoch_seconds) / 3600
+    told = _price(few, few.price)
+    assert float(told.split()[3]) == pytest.approx(cost, abs=0.01), "of those that fit"
+    assert f"10 epochs cost {few.price:.2f} (" in told and "10 epochs" not in told.split(",")[0]
     assert within(found, None, None) == found
 
 

@@ -87,7 +87,7 @@ def test_a_moved_data_folder_leads_to_its_option(tmp_path: Path) -> None:
 
 def test_margin_and_what_is_free_are_told_apart() -> None:
     _, reason = _verdict(2 * GIB, 0, [], True, 5 * GIB, GIB // 2)
-    assert "3.00 GiB stay free, 0.50 GiB of them as margin" in reason
+    assert reason == "needs 2.00 GiB of 4.50 GiB usable (5.00 GiB less a margin of 0.50 GiB)"
 
 
 @pytest.mark.parametrize("planned", ["expandable_segments:True", ""])

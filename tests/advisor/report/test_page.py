@@ -104,8 +104,8 @@ def test_one_file_with_the_figures_and_nothing_from_the_network(tmp_path: Path) 
     for words in ("FITS", advice.summary, *commands(advice), "usable 22.52 GiB",
                   "plan needs 22.38", "frozen weights 20.00", "bf16 base, bf16 compute",
                   "row lean-seed-4", "10 epochs cost",
-                  "by which plans are compared: 3 a picture, 512 text tokens, estimated",
-                  "by which the time is counted: 1 a picture, usual texts (forecast)"):  # fmt: skip
+                  "with 3 a picture at 512 text tokens a sample (ranks plans), estimated",
+                  "1 a picture, usual texts (gives the time) (forecast)"):  # fmt: skip
         assert words in page.text, words
     for _, words in cost_lines(advice):
         assert " ".join(words.split()) in page.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from advisor.preflight import advise
 from advisor.report.cost_text import cost_lines
 from advisor.report.glossary import explain
 from advisor.report.memory_bar import ASCII_LIMIT, LIMIT, PARTS, WIDTH, bar
+from advisor.report.plan_words import changes, plan_text
 from advisor.report.summary import alternatives
 from advisor.report.text import PlainConsole, print_text
 from profiles.gpus import GpuProfile, gpus
@@ -71,13 +73,14 @@ def test_it_says_what_how_long_and_what_to_type() -> None:
 
 # What needs no explanation on a first screen; every other word must have one.
 PLAIN = """
-a about after already an and another are as assumed at b best build by changes compared cost counted
-cpu docs each else fast faster first fix folder for from full half here hour how if in install is it
-kernels layers left less lisa little longest machine md min model more most needs no none not
-nothing of on once only other pictures plans ram reached reasons released rougher run s says score
-segment shows size slower steps than that the them there these they this through tiny to too torch
-trains up used usual vram well what which why with without x have h can two texts save gpus number
-cards tenth time all which were cuda pcie gpu gtx rtx apache-2 lisa-7b x16 lisa-advise lisa-train"""
+a about after already an and another are as assumed at b become best build by changes compared
+cost counted cpu docs each else failing fast faster first fix folder for from full half here hour
+how if in install instead is it kernels layers left less lisa little longest machine md min model
+more most needs no none not nothing of on once one only other pictures plans ram reached reasons
+released rougher run s says score segment shows size slower steps than that the them there these
+they this through tiny to too torch trains up used usual vram well what which why with without x
+have h can two texts save gpus number cards tenth time all which were cuda pcie gpu gtx rtx
+apache-2 lisa-7b x16 lisa-advise lisa-train past slow limit very windows"""
 SCREENS = [
     {"target": Target(vram_bytes=3 * GIB)}, {"target": Target(vram_bytes=4 * GIB)}, {},
     {"target": Target(vram_bytes=2 * GIB), "model": "13b"},
@@ -121,10 +124,42 @@ def test_the_rate_and_the_time_say_which_questions_they_are_for() -> None:
     assert advice.duration is not None
     text = " ".join("\n".join(shown(advice, why=True)).split())
     rate = 20 / advice.duration.step_seconds
-    assert f"; {rate:.2g} by which the time is counted: 1 a picture, usual texts" in text
-    assert "by which plans are compared: 3 a picture, 512 text tokens, estimated" in text
+    assert f"; {rate:.2g} for ReasonSeg: 1 a picture, usual texts (gives the time)" in text
+    assert "with 3 a picture at 512 text tokens a sample (ranks plans), estimated" in text
     steps = 10 * 12  # of 239 questions
     assert f"after 6 of {steps} steps of warm-up" in text
+
+
+def test_a_short_name_says_where_embeddings_lie_if_another_plan_has_them_elsewhere() -> None:
+    """Of two plans with one name in a list the reader takes the wrong one."""
+    for model, card in product((None, "7b"), ("rtx-3060-12gb", "rtx-4090-24gb", "rtx-4060-8gb")):
+        advice = advise(Machine(), model, (), Target(card=gpus()[card]))
+        assert advice.plan is not None
+        found = *advice.considered[1:], *advice.ladder, *advice.alternatives.values()
+        for plan in (one.plan for one in found):
+            elsewhere = plan.host_embeddings != advice.plan.host_embeddings
+            assert ("embeddings on the" in changes(plan, advice.plan)) == elsewhere
+            assert ("embeddings on the host" in plan_text(plan)) == plan.host_embeddings
+    ladder = [changes(rung.plan, advice_for(12).plan) for rung in advice_for(12).ladder]
+    assert "none checkpointed, embeddings on the host" in ladder
+
+
+def test_precise_weights_are_weighed_against_the_fastest_plan_and_the_screen_says_so() -> None:
+    advice = advice_for(12)
+    (because,) = (one.because for one in advice.reasons if one.setting == "quantization")
+    (slow,) = re.findall(r"[\d.]+% slower than the fastest", because)
+    assert f"; {slow}" in dict(alternatives(advice))["precision"]
+
+
+def test_larger_batches_that_fit_are_said_to_be_no_better() -> None:
+    """8 would not divide 20 questions, and 7 need not: pictures have several."""
+    card, pinned = Target(card=gpus()["rtx-3060-12gb"]), ["host_layers=10"]
+    advice = advise(Machine(), None, pinned, card)
+    (because,) = (one.because for one in advice.reasons if one.setting == "micro_batch")
+    assert "; up to 7 would fit as well, and be no better" in because
+    assert "a plan fits without host_layers=10" in str(advice.findings)
+    once = advise(Machine(), None, [*pinned, "questions_per_picture=1", "micro_batch=5"], card)
+    assert "a plan fits without host_layers=10" in str(once.findings)
 
 
 def test_a_preference_that_changes_nothing_says_so():
@@ -138,6 +173,8 @@ def test_a_host_that_is_too_small_says_what_it_lacks_and_the_way_out():
     advice = advise(Machine(), None, (), Target(vram_bytes=8 * GIB, ram_bytes=4 * GIB))
     text = " ".join("\n".join(shown(advice)).split())
     assert advice.model == "tiny" and "..." not in text
+    needs = float(text.split("host memory: ")[1].split()[0])
+    assert f"take {needs:.2f} GiB or more" in text, "one figure for one plan"
     assert "model tiny, because a larger one does not fit: sa2va-qwen3-vl" in text
     assert "host memory is what lacks: 2.00 GiB are usable" in text
     assert "GiB or more -> --ram SIZE for a machine with more" in text
