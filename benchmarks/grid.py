@@ -4,7 +4,7 @@
 
 No GPU; 84 corners a model and storage, some 4 s of CPU each. Each is a forecast of the real step
 (`trainer.rehearse.fake` and the allocator's replay).
-Between corners the advisor interpolates (`profiles.grid` says why that is never too little).
+Between corners the advisor interpolates (`profiles.grid` says why that is hardly ever too little).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The corners are forecasts of the real step (benchmarks/grid.py). Between them tensors are taken as
 linear in the micro-batch, the text's length, and the checkpointed or host layers. This is never
 too low: a peak is the largest of some phases, each phase is linear in every one of these, and the
-largest of linear functions is below its chords.
+largest of linear functions is below its chords. The pool grows by whole pages (20 MiB) and may need
+one more than that.
 """
 
 from __future__ import annotations

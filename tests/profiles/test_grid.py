@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from advisor.memory.allocator import LARGE_SEGMENT
 from advisor.memory.forecast import interpret
 from profiles.exchange import bucket_bytes
 from profiles.grid import (
@@ -80,12 +81,14 @@ def test_a_corner_is_still_what_a_forecast_says(number: int) -> None:
      ({"micro_batch": 10, "host_embeddings": True, "host_layers": 9}, 333),
      ({"micro_batch": 5, "questions_per_picture": 2, "checkpointed_layers": 20}, 250)],
 )  # fmt: skip
-def test_between_corners_it_is_not_too_little(settings: dict[str, object], text: int) -> None:
+def test_between_corners_it_is_a_page_too_little_at_most(
+    settings: dict[str, object], text: int
+) -> None:
     asked = plan(**settings)
     found = estimate(asked, text)
     exact = told(asked, text)
     assert found is not None
-    assert 0.998 * exact <= found.pool_bytes <= 1.06 * exact
+    assert exact - LARGE_SEGMENT <= found.pool_bytes <= 1.06 * exact
 
 
 @pytest.mark.parametrize(
@@ -122,8 +125,8 @@ def test_of_several_processes_each_takes_its_buckets_too(
     exact = interpret(*fake_rehearsal(asked, text, masks, HOPPER))
     assert found is not None
     pool, host = exact.tier("pool").bytes, exact.tier("host").bytes
-    slack = 1.02 if asked.allocator else 1.10
-    assert 0.998 * pool <= found.pool_bytes <= slack * pool
+    slack = 1.03 if asked.allocator else 1.10
+    assert pool - LARGE_SEGMENT <= found.pool_bytes <= slack * pool
     tensors, whole = exact.tier("tensors").bytes, not asked.allocator
     # Gradients that have moved into their buckets are still counted beside them.
     assert (0.99 if whole else 0.997) * tensors <= found.tensors_bytes <= 1.006 * tensors
