@@ -84,7 +84,7 @@ NOT_MEASURED = {  # what may stand by hand, and why
         "32 MiB": "cuBLAS' own size", "1.4 %": "of another's page", "5.4 %": "of another's page",
         "15.3 %": "of another's page", "1.6 %": "of another's page", "16.7 %": "of another's page",
         "5 %": "which rows benchmarks/verdicts.py takes", "23.0 GiB": "caps of benchmarks/lean.py",
-        "7 %": "PLAIN_DOUBT", "4.7 %": "UNKNOWN_CODE_DOUBT", "13.5 %": "the same",
+        "4.7 %": "UNKNOWN_CODE_DOUBT", "13.5 %": "the same",
         "8 s": "a target of benchmarks/forecast_time.py",
         "3 s": "a target", "3 GiB": "a target",
     },

@@ -35,7 +35,9 @@ def test_the_hashes_of_schema_1_stay():
     assert Plan.parse({"model": "13b", "device": "cuda"}).content_hash == "ca81899428ede3f7"
     rows = (row for row in shipped_table().rows if not row.id.startswith("lean-shared-"))
     of_one_size = (row for row in rows if not row.plan.profile.tokens_vary)
-    older = (row for row in of_one_size if not (row.id.startswith("drawn-") and row.plan.compile))
+    newer = {"drawn-21", "drawn-35"}  # measured later than their neighbours
+    older = (row for row in of_one_size if row.id not in newer
+             and not (row.id.startswith("drawn-") and row.plan.compile))  # fmt: skip
     hashes = " ".join(row.plan.content_hash for row in older)
     assert sha256(hashes.encode()).hexdigest() == (
         "0e760da5a27b16b864079151d0ec64f1850d17886eff42410335cdb2cffeae16"

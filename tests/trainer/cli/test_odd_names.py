@@ -128,7 +128,7 @@ def commands(tree: ast.AST) -> Iterator[str]:
 def test_every_printed_command_quotes_what_it_names() -> None:
     # Of this project's own, or quoted where they are put together.
     own = {"model", "plan.model", "options", "rest", "needed", "request.target.options", "longest",
-           "self.name", "' '.join(self.sources)", "program",
+           "self.name", "' '.join(self.sources)", "program", "command",
            "left", "option", "vram_option(limit)"}  # the last three: sizes  # fmt: skip
     quoted_before = {("request.py", "folder"), ("console.py", "folder")}
     found = {

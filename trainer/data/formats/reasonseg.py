@@ -90,7 +90,7 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
         return found
     report = Report(root)
     got = "a folder without a split" if root.is_dir() else "no such folder"
-    fix = f"name the folder that holds ReasonSeg, with --resume, too; {MAKES_DATA}"
+    fix = f"--data-dir DIR names the folder that holds ReasonSeg, on --resume, too; {MAKES_DATA}"
     report.add("data folder", got, NEEDED, _imported(root) or fix)
     raise DataError(report.findings)
 
