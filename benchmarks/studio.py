@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,9 +23,11 @@ from typing import Any
 
 from advisor.machine.probe import probe
 from profiles.text import time_text
-from tests.studio.session import Session, session
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the tests are not installed
+from tests.studio.session import Session, session  # noqa: E402
+
 DOCS, ROWS = ROOT / "docs", Path(__file__).with_suffix(".jsonl")
 BEGIN, END = "<!-- benchmarks/studio.py -->", "<!-- /benchmarks/studio.py -->"
 EPOCHS, NAME = 4, "first"
