@@ -12,8 +12,8 @@ SELDOM := /transformers/models/(?!auto|clip|llama|qwen3_vl|sam)|/(debugpy|fontTo
 # anew, page by page, is a tenth of a training on the CPU.
 KEPT := MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=536870912
 
-# Of two workers one often waits for a child process, a lock or a clock: a third fills two cores.
-WORKERS ?= 3
+# As many as the cores that it is meant for: a third worker on two cores made it 20 s slower.
+WORKERS ?= 2
 
 # One thread a worker: workers with two threads each fight over two cores. The types are checked
 # beside the tests, when a core has nothing else to do. Python may write what it compiles of the
