@@ -45,8 +45,8 @@ def fake_answer(
     make_scale_code()
     cpu, source = torch.device("cpu"), ShapesAlone("cpu")
     trace = MemoryTrace(workspace, tell)
-    trace.streams = {getattr(torch.ops.bitsandbytes, name): DEFAULT_STREAM
-                     for name in ON_DEFAULT_STREAM}  # fmt: skip
+    trace.result_streams = {getattr(torch.ops.bitsandbytes, name): DEFAULT_STREAM
+                            for name in ON_DEFAULT_STREAM}  # fmt: skip
     bones = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
     model = skeleton(plan.profile, tokenizer)
     numbers = {name: numbers_of(facts, 1) for name, facts in plan.profile.encoders.items()}

@@ -87,7 +87,9 @@ class MemoryTrace(TorchDispatchMode):
         self._elsewhere: set[int] = set()  # storages that are not on the card
         self._streams: dict[int, int] = {}  # of blocks that are not on the first
         self._emptied: list[int] = []  # events before which the pool is emptied
-        self.streams: dict[Any, int] = {}  # of the results of operators that have one of their own
+        self.result_streams: dict[
+            Any, int
+        ] = {}  # of the results of operators that have one of their own
         self._left_out: set[int] = set()  # their blocks, if seen before that was known
 
     @property
@@ -111,6 +113,10 @@ class MemoryTrace(TorchDispatchMode):
         """What is allocated meanwhile is of that stream. A CUDA graph records into one, too."""
         first = len(self.labels)
         yield
+        self._put_on(stream, first)
+
+    def _put_on(self, stream: int, first: int) -> None:
+        """The blocks since `first` are of that stream."""
         self._streams.update(dict.fromkeys(range(first, len(self.labels)), stream))
 
     def empty(self) -> None:
@@ -167,8 +173,8 @@ class MemoryTrace(TorchDispatchMode):
         for value in in_order_made(packet, args, tree_leaves(result)):
             if isinstance(value, Tensor):
                 self._see(value, label)
-        if stream := self.streams.get(packet):
-            self._streams.update(dict.fromkeys(range(first, len(self.labels)), stream))
+        if stream := self.result_streams.get(packet):
+            self._put_on(stream, first)
         if self.workspace and packet in PRODUCTS:
             self._take_workspace()
         held += [self.take(size, INSIDE) for size in inside.after]
