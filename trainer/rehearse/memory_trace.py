@@ -85,12 +85,10 @@ class MemoryTrace(TorchDispatchMode):
         self._sum: tuple[int, int, int] | None = None  # a sum taken just now: it, addend, place
         self._same: dict[int, int] = {}  # a sum's block -> the block in whose place it is
         self._elsewhere: set[int] = set()  # storages that are not on the card
+        self._left_out: set[int] = set()  # their blocks, if seen before that was known
         self._streams: dict[int, int] = {}  # of blocks that are not on the first
         self._emptied: list[int] = []  # events before which the pool is emptied
-        self.result_streams: dict[
-            Any, int
-        ] = {}  # of the results of operators that have one of their own
-        self._left_out: set[int] = set()  # their blocks, if seen before that was known
+        self.result_streams: dict[Any, int] = {}  # by the operator that makes them
 
     @property
     def events(self) -> list[tuple[int, int]]:
