@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from inductor_code import Code, graphs_of
 
-from profiles.compiled_layers import LAYERS_FILE, kind_of
+from profiles.compiled_layers import LAYERS_FILE, kind_of, line_for
 from profiles.plan import Plan
 from trainer.rehearse.card_kernels import HIDDEN, WORKSPACE_EDGE
 
 MODELS = ("tiny", "7b", "13b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
-ROWS, LENGTH, RANK = 3, 64 * 17, 8 * 23
-TOKENS = ROWS * LENGTH
+TOKENS, RANK = 6 * 32 * 17, 8 * 23
+ROWS = 3, 6  # with more rows the code may be another (`turned_apart`)
 WIDTHS = {"bf16": 2, "f32": 4, "i8": 1, "u8": 1, "i64": 8, "b8": 1, "i32": 4,
           "bfloat16": 2, "float32": 4, "int64": 8, "bool": 1, "uint8": 1, "int32": 4}  # fmt: skip
 TENSOR = re.compile(r"(\w+): ['\"]?(bf16|f32|i8|u8|i64|b8|i32)\[([\d, ]*)\]")
@@ -195,8 +195,8 @@ class Graph:
 def line_of(kind: str, plan: Plan, parts: list[Code]) -> str:
     """The kind's line in the file."""
     forward, backward = (Graph(part, plan) for part in sorted(parts, key=lambda p: p.back))
-    shape = ("bf16", [ROWS, LENGTH, plan.profile.decoder.hidden])
-    hidden = next(name for name, has in forward.shapes.items() if has == shape)
+    shape = (plan.micro_batch, TOKENS // plan.micro_batch, plan.profile.decoder.hidden)
+    hidden = next(name for name, has in forward.shapes.items() if has == ("bf16", [*shape]))
     given = {name: Block("", True, 1) for name in forward.shapes}
     given[hidden].names = 0
     output, *saved = forward.run(dict(given))
@@ -243,13 +243,14 @@ def kinds() -> dict[str, tuple[Plan, bool]]:
         {"rank": RANK, "dropout": dropout, "targets": targets}
         for targets, dropout in product(("qv", "attention", "all-linear"), (0.0, 0.05))
     ]
-    for model, storage, lora, (layers, recomputed), questions in product(
-        MODELS, ("none", "int8", "nf4"), loras, ((0, False), (1, True), (1, False)), (1, 3)
+    runs = (0, False), (1, True), (1, False)
+    for model, storage, lora, (layers, recomputed), questions, rows in product(
+        MODELS, ("none", "int8", "nf4"), loras, runs, (1, 3), ROWS
     ):
         plan = Plan.parse({"model": model, "quantization": storage, "device": "cuda", "lora": lora,
                            "weights": "random", "questions_per_picture": questions,
-                           "checkpointed_layers": layers})  # fmt: skip
-        found[kind_of(plan, recomputed)] = plan, recomputed
+                           "checkpointed_layers": layers, "micro_batch": rows})  # fmt: skip
+        found.setdefault(kind_of(plan, recomputed), (plan, recomputed))
     return found
 
 
@@ -258,12 +259,18 @@ def made(kind: str) -> str:
     torch.set_num_threads(1)
     plan, recomputed = kinds()[kind]
     try:
-        masked, later = plan.questions_per_picture > 1, " later" in kind
-        parts = graphs_of(plan, ROWS, LENGTH, recomputed, masked, later)
+        parts = graphs_of(plan, TOKENS // plan.micro_batch, recomputed, " later" in kind)
         return line_of(kind, plan, parts)
     except Exception as error:
         print(f"{kind}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return ""
+
+
+def repeated(kind: str, lines: dict[str, str]) -> bool:
+    """Whether another kind's line, which is taken where there is none, has the same code."""
+    rest = {other: line for other, line in lines.items() if other != kind}
+    other = line_for(kind, rest)
+    return other is not None and lines[kind].split(", ", 1)[1] == other.split(", ", 1)[1]
 
 
 def main() -> None:
@@ -276,7 +283,7 @@ def main() -> None:
     with get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
         for line in filter(None, pool.imap(made, wanted)):
             lines[json.loads(line)["kind"]] = line
-    order = [kind for kind in kinds() if kind in lines]
+    order = [kind for kind in kinds() if kind in lines and not repeated(kind, lines)]
     LAYERS_FILE.write_text("".join(f"{lines[kind]}\n" for kind in order))
 
 

@@ -135,13 +135,11 @@ class Code:
     code: str
 
 
-def graphs_of(
-    plan: Plan, rows: int, tokens: int, recomputed: bool, masked: bool, later: bool
-) -> list[Code]:
-    """The forward and the backward graph of one decoder layer on [rows, tokens, H].
+def graphs_of(plan: Plan, tokens: int, recomputed: bool, later: bool) -> list[Code]:
+    """The forward and the backward graph of one decoder layer on the plan's rows of so many tokens.
 
-    `masked` rows share their prefix: attention gets a mask. `later` than another graph of the
-    same process the code is another.
+    Rows of several questions share their prefix: attention gets a mask. `later` than another graph
+    of the same process the code is another.
     """
     parts: list[Code] = []
 
@@ -166,8 +164,11 @@ def graphs_of(
         cpu = torch.device("cpu")
         fake.fill(bones, plan, tokenizer, cpu, fake.ShapesAlone("cpu")).train()
         layer, bf16 = bones.decoder_layers[1], torch.bfloat16
+        rows, masked = plan.micro_batch, plan.questions_per_picture > 1
         hidden = torch.empty(rows, tokens, plan.profile.decoder.hidden, dtype=bf16)
-        rope = [torch.empty(rows, tokens, layer.self_attn.head_dim, dtype=bf16) for _ in "cs"]
+        # LLaVA's positions are those of all rows.
+        angles = rows if masked or plan.profile.decoder.normed_heads else 1
+        rope = [torch.empty(angles, tokens, layer.self_attn.head_dim, dtype=bf16) for _ in "cs"]
         mask = torch.empty(rows, 1, tokens, tokens, dtype=bf16) if masked else None
         run = torch.compile(
             recompute_layer if recomputed else run_layer, dynamic=False,

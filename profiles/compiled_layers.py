@@ -34,14 +34,30 @@ class Moves:
 
 
 def kind_of(plan: Plan, recomputed: bool) -> str:
-    """The name of the kind of layer that the plan compiles; no two that differ share one."""
+    """The name of the kind of layer that the plan compiles; no two that differ share one.
+
+    A kind whose code is that of the one without its last word has no line in the file.
+    """
     lora = plan.lora
     adapters = f"{lora.targets} {'dropped' if lora.dropout else 'plain'}" if lora else "frozen"
     run = "recomputed" if recomputed else "kept"
-    if plan.checkpointed_layers and not recomputed and plan.quantization != "none":
-        run += " later"  # its code is written after the recomputed layers', in the same process
     masked = " masked" if plan.questions_per_picture > 1 else ""
-    return f"{shape_of(plan.profile.decoder)} {plan.quantization} {adapters} {run}{masked}"
+    # Code that is written after another layer's: see benchmarks/inductor_code.py.
+    after = not recomputed and plan.checkpointed_layers and plan.quantization != "none"
+    name = f"{shape_of(plan.profile.decoder)} {plan.quantization} {adapters} {run}{masked}"
+    return name + " later" * bool(after) + " apart" * turned_apart(plan)
+
+
+def turned_apart(plan: Plan) -> bool:
+    """Whether queries and keys are turned by a kernel each, though they read the same angles.
+
+    Inductor has one kernel for both unless the values that it could use again are more than 32
+    times the bytes that it reads once in the place of twice (torch's
+    `can_fusion_increase_peak_memory`). Where all rows share their angles, as LLaVA's do, that is
+    rows · heads · channels against 32 · 2 tables · channels · 2 bytes, a position.
+    """
+    shared = plan.questions_per_picture == 1 and not plan.profile.decoder.normed_heads
+    return shared and plan.micro_batch * plan.profile.decoder.heads > 128
 
 
 def shape_of(decoder: DecoderShape) -> str:
@@ -54,7 +70,7 @@ def shape_of(decoder: DecoderShape) -> str:
 def _moves(plan: Plan, recomputed: bool, length: int) -> Moves | None:
     if not plan.compile or plan.products != "dtype" or plan.dtype not in ("bf16", "fp16"):
         return None
-    line = _lines().get(kind_of(plan, recomputed))
+    line = line_for(kind_of(plan, recomputed), _lines())
     if line is None:
         return None
     letters = {"T": plan.micro_batch * length, "r": plan.lora.rank if plan.lora else 0}
@@ -81,6 +97,14 @@ def _bytes(size: str, letters: dict[str, int]) -> int:
     for letter in growing.lstrip("0123456789"):
         found *= letters[letter]
     return found + int(always or 0)
+
+
+def line_for(kind: str, lines: dict[str, str]) -> str | None:
+    """The kind's line, or that of the kind whose code it has."""
+    for word in (" apart", " later"):
+        if kind not in lines:
+            kind = kind.removesuffix(word)
+    return lines.get(kind)
 
 
 @cache
