@@ -33,8 +33,8 @@ MODELS = (DEFAULT_MODELS[0], "7b", "13b")
 
 
 def cards() -> list[GpuProfile]:
-    """The catalogue's cards of 4 GB and more, by memory."""
-    known = [card for card in gpus().values() if card.memory_gb >= LEAST_GB]
+    """The catalogue's cards of 4 GB and more, by memory, without the rare ones."""
+    known = [card for card in gpus().values() if card.memory_gb >= LEAST_GB and not card.rare]
     return sorted(known, key=lambda card: (card.memory_gb, card.key))
 
 
