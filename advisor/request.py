@@ -243,7 +243,7 @@ def lacks_segments(machine: Machine, gpu: Gpu) -> str:
 
 def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
     """A finding if the plan needs expandable segments and this machine's card has none."""
-    if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
+    if plan.device != "cuda" or plan.segments == "whole":
         return None
     why = lacks_segments(machine, gpu)
     got = f"allocator={plan.allocator}"
