@@ -306,9 +306,9 @@ def command_of(request: Request, model: str) -> str:
     program = lisa_train(request.nodes, request.cards_each)
     if request.target is None:
         return f"{program} --auto {options}{needed} --data-dir {folder}"
-    told = f" --data-dir {folder}" if request.data is not None else _counts(request.size)
+    data = f" --data-dir {folder}" if request.data is not None else _counts(request.size)
     return (
-        f"lisa-advise {options} {request.target.options}{told} --save plan.json"
+        f"lisa-advise {options} {request.target.options}{data} --save plan.json"
         f"\n{program} --plan plan.json{needed} --data-dir {folder}"
     )
 

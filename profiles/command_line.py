@@ -123,7 +123,7 @@ def model_names(incomplete: str) -> Iterator[tuple[str, str]]:
 
 
 def recipe_names(incomplete: str) -> Iterator[str]:
-    """The recipes that come along and begin so."""
+    """The included recipes that begin so."""
     from profiles.recipe import shipped_recipes
 
     yield from (name for name in shipped_recipes() if name.startswith(incomplete))
@@ -133,7 +133,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Settings of a TOML or YAML file, or of a recipe that comes along: docs/runs.md.",
+        help="Settings from a TOML or YAML file, or an included recipe: docs/runs.md.",
         autocompletion=recipe_names,
     ),
 ]

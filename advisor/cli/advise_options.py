@@ -83,11 +83,11 @@ class AskedOptions:
         int | None, typer.Option(metavar="N", min=1, help="Passes over the data.  [10]")
     ] = None
     hours: Annotated[
-        float | None, typer.Option(metavar="H", help="How many epochs fit into so many hours.")
+        float | None, typer.Option(metavar="H", help="Say how many epochs fit into H hours.")
     ] = None
     price: Annotated[
         float | None,
-        typer.Option(metavar="P", help="What the training costs at P an hour for all cards."),
+        typer.Option(metavar="P", help="Say what the training costs at P an hour for all cards."),
     ] = None
 
     def assignments(self) -> list[str]:

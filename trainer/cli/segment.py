@@ -16,7 +16,7 @@ from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
 from profiles.own_files import refuse_others
-from profiles.shared_options import Settings
+from profiles.shared_options import TRAINED_HELP, Settings
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
@@ -60,13 +60,7 @@ class SegmentOptions:
             '{"image": "a.jpg", "question": "What is hot?"}; or a CSV.'
         ),
     ] = None
-    run: Annotated[
-        Path,
-        typer.Option(
-            help="Run folder, checkpoint, export, or converted model folder; runs/latest is the "
-            "newest of runs/latest-2 and so on, too."
-        ),
-    ] = LATEST
+    run: Annotated[Path, typer.Option(help=TRAINED_HELP)] = LATEST
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path(".")
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False
     explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False

@@ -14,6 +14,7 @@ from profiles.overrides import given_settings
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
 from profiles.shared_options import (
+    NEWEST,
     Gpus,
     LoraRank,
     Nodes,
@@ -47,8 +48,7 @@ class TrainOptions:
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Continue a run; with --epochs N one that has ended, too. runs/latest is the "
-            "newest of runs/latest-2 and so on.",
+            help=f"Continue a run; with --epochs N also one that has ended. {NEWEST}",
         ),
     ] = None
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None
@@ -69,7 +69,7 @@ class TrainOptions:
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
     lora_r: LoraRank = None
     lora_alpha: Annotated[
-        float | None, typer.Option(help="LoRA alpha, where it is not to follow --lora-r.")
+        float | None, typer.Option(help="LoRA's alpha, if not twice --lora-r.")
     ] = None
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
