@@ -1,4 +1,4 @@
-"""A shell's commands as forks of the test's process, which has torch: starting one takes seconds."""
+"""A shell's commands as forks of the test's process, which has torch: a start takes seconds."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _called(asking: socket.socket) -> int:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin, sys.stdout = open(0), open(1, "w", encoding="utf-8")
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8")
+    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
     os.chdir(place)
     os.environ.clear()
     os.environ.update(environment)
