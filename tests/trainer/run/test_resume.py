@@ -20,11 +20,11 @@ import torch
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from benchmarks.forked import lisa_train
+from benchmarks.forked import end, lisa_train
 from profiles.levers import next_relief
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, ROOT, tiny_plan
-from tests.group import together
+from tests.group import begun, together
 from tests.trainer.run import small_runs
 from tests.trainer.run.small_runs import (
     QUIET,
@@ -398,15 +398,17 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path, cache: Path) -> N
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     log = tmp_path / "log"
     assert together(2, lisa_train(*common, "--output-dir", whole), log) == [0, 0], log.read_text()
-    child = command(*common, "--output-dir", parts, "--save-minutes", "0")
+    often = lisa_train(*common, "--output-dir", parts, "--save-minutes", "0")
+    killed = begun(2, often, log)  # that a killed launcher's processes end, test_launch shows
     records = Path(parts) / "metrics.jsonl"
     until = time.monotonic() + 120
     while time.monotonic() < until:
         if records.exists() and records.read_text().count('"loss"') >= 2:
             break
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait(60) != 0
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    assert [end(pid) for pid in killed] == [-signal.SIGKILL] * 2, log.read_text()
     refused = CliRunner().invoke(app, ["--resume", parts, "--set", "seed=3"])
     assert refused.exit_code == 2 and "may change" in refused.output, refused.output
     again = command("--resume", parts)
