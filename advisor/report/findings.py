@@ -196,7 +196,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     installed = "" if request.what_if else request.evidence.versions.get("torch", "")
     older = older_build(gpu, installed)
     findings = [] if older is None else [older]
-    why, planned = whole_segments(request, gpu), "expandable_segments:True" in plan.allocator
+    why, planned = whole_segments(request, gpu), plan.segments == "expandable"
     if why and (planned or not request.windows):  # on Windows nobody expects them
         fix = "--set allocator=" if planned else "none needed: the plan does not use them"
         findings.append(Finding(gpu.name, why, fix=fix))
