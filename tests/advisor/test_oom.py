@@ -480,6 +480,16 @@ def test_figures_decide_before_a_bare_message_of_the_same_memory():
     assert told.causes and told.message is not None and told.message.line == 5
 
 
+def test_a_configuration_that_inductor_left_out_is_no_error():
+    tried = (
+        "ERROR:torch._inductor.select_algorithm:Exception No valid triton configs. OutOfMemoryError: "
+        "out of resource: triton_mm Required: 262144 Hardware limit:232448 Reducing block sizes or "
+        "`num_stages` may help. for benchmark choice TritonTemplateCaller(/tmp/a.py)"
+    )
+    assert explain(tried).memory is None
+    assert explain(f"{tried}\n{CAPACITY}").memory == "card"
+
+
 def test_a_message_counts_once():
     assert len(messages(Log.of(f"{CAPACITY + NEW_TAIL}\n"))) == 1
     assert len(messages(Log.of("RuntimeError: CUDA error: out of memory"))) == 1
