@@ -482,7 +482,7 @@ def test_figures_decide_before_a_bare_message_of_the_same_memory():
 
 def test_a_configuration_that_inductor_left_out_is_no_error():
     tried = (
-        "ERROR:torch._inductor.select_algorithm:Exception No valid triton configs. OutOfMemoryError: "
+        "ERROR:torch._inductor.select_algorithm:Exception No valid triton configs. OutOfMemory: "
         "out of resource: triton_mm Required: 262144 Hardware limit:232448 Reducing block sizes or "
         "`num_stages` may help. for benchmark choice TritonTemplateCaller(/tmp/a.py)"
     )
