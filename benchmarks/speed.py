@@ -26,6 +26,8 @@ from timed import (
     WAITING,
     Row,
     machine_of,
+    of_one_machine,
+    pace_of,
     paces,
     rows_of_two,
     timed_rows,
@@ -296,6 +298,28 @@ def ranges_text(known: Factors) -> str:
     )
 
 
+def pace_text() -> str:
+    """How much the pace of one machine's CPU changes, and what follows its pace."""
+    rows = of_one_machine()
+    steps = ", ".join(f"{row.name} x {pace_of(row):.2f}" for row in rows)
+    (sam,) = (r for r in rows_of(HERE / "paces.jsonl") if r["kind"] == "sam2")
+    pairs = list(zip(sam["picture_seconds"], sam["loop_seconds"], strict=True))
+    loops, pictures, ratios = (
+        [b for _, b in pairs],
+        [a for a, _ in pairs],
+        [a / b for a, b in pairs],
+    )
+    middle = statistics.mean(ratios)
+    off = max(abs(ratio / middle - 1) for ratio in ratios)
+    return (
+        f"That pace is one of a moment, too. One H200's machine, within two minutes: {steps}. A loop of\n"
+        f"Python alone took {1e3 * min(loops):.0f} to {1e3 * max(loops):.0f} ms there, and SAM 2 "
+        f"{1e3 * min(pictures):.0f} to {1e3 * max(pictures):.0f} ms a picture, as the loop beside it "
+        f"did to within {off:.0%}\n(`benchmarks/paces.jsonl`). So no machine's pace is kept: a figure "
+        "of yesterday, or of another minute, would say no more than the usual."
+    )
+
+
 def whole_epochs(log: str) -> list[float]:
     """Seconds from the end of one evaluation to the end of the next, in one process."""
     ends: list[float] = []
@@ -356,6 +380,7 @@ def main() -> None:
         "steps": table,
         "two": two_table(),
         "encoders": encoder_table(),
+        "pace": [pace_text()],
         "ranges": [ranges_text(known)],
         "epochs": [epochs_text()],
     }
