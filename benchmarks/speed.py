@@ -302,23 +302,16 @@ def ranges_text(known: Factors) -> str:
 
 def pace_text() -> str:
     """How much the pace of one machine's CPU changes, and what follows its pace."""
-    rows = of_one_machine()
-    steps = ", ".join(f"{row.name} x {pace_of(row):.2f}" for row in rows)
+    steps = ", ".join(f"*{row.name}* x {pace_of(row):.2f}" for row in of_one_machine())
     (sam,) = (r for r in rows_of(HERE / "paces.jsonl") if r["kind"] == "sam2")
-    pairs = list(zip(sam["picture_seconds"], sam["loop_seconds"], strict=True))
-    loops, pictures, ratios = (
-        [b for _, b in pairs],
-        [a for a, _ in pairs],
-        [a / b for a, b in pairs],
-    )
-    middle = statistics.mean(ratios)
-    off = max(abs(ratio / middle - 1) for ratio in ratios)
+    pictures, loops = ([1e3 * s for s in sam[f"{n}_seconds"]] for n in ("picture", "loop"))
+    ratios = [one / other for one, other in zip(pictures, loops, strict=True)]
+    off = max(abs(ratio / statistics.mean(ratios) - 1) for ratio in ratios)
     return (
-        f"That pace is one of a moment, too. One H200's machine, within two minutes: {steps}. A loop of\n"
-        f"Python alone took {1e3 * min(loops):.0f} to {1e3 * max(loops):.0f} ms there, and SAM 2 "
-        f"{1e3 * min(pictures):.0f} to {1e3 * max(pictures):.0f} ms a picture, as the loop beside it "
-        f"did to within {off:.0%}\n(`benchmarks/paces.jsonl`). So no machine's pace is kept: a figure "
-        "of yesterday, or of another minute, would say no more than the usual."
+        f"The pace is one of a moment, too. On one H200's machine, within two minutes: {steps}.\n"
+        f"A loop of Python alone took {min(loops):.0f} to {max(loops):.0f} ms there, and SAM 2 "
+        f"{min(pictures):.0f} to {max(pictures):.0f} ms a picture,\nwhich followed the loop beside "
+        f"it to within {off:.0%} (`benchmarks/paces.jsonl`). So the pace of a machine is not kept."
     )
 
 
