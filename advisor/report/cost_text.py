@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from advisor.report.fp8_text import fp8_text
 from profiles.grid import caching_bytes
 from profiles.sizes import GIB, MIB, gib
 from profiles.text import counted, time_text
@@ -31,6 +32,8 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
             yield "", less
         if extra := _asked(advice.duration):
             yield "", extra
+        if text := fp8_text(advice):
+            yield "FP8", text
     elif advice.plan.device == "cpu":
         yield "time", UNTIMED
     if advice.several is not None:
