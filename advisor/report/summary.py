@@ -13,7 +13,7 @@ from rich.text import Text
 from advisor.choice.preference import behind, fastest_of
 from advisor.machine.torch_builds import TORCH
 from advisor.report.cost_text import cost_lines, speed_text
-from advisor.report.findings import DATA, OPEN_NAME
+from advisor.report.findings import DATA, OPEN_NAME, UNIT
 from advisor.report.fp8_text import fp8_text
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
@@ -111,7 +111,7 @@ def _head_lines(advice: Advice, console: Console) -> int:
 def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     plan = advice.plan
     for note in advice.findings:
-        if note.where == OPEN_NAME:
+        if note.where in (OPEN_NAME, UNIT):
             yield "card", Text(f"{note.what}; else {note.fix}")
         elif note.where == DATA:
             yield "data", Text(f"{note.what}; {note.fix}")
@@ -228,7 +228,7 @@ def _notes(advice: Advice) -> list[str]:
     """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
-    said = OPEN_NAME, TORCH, DATA, *(["weights"] if runs else [])
+    said = OPEN_NAME, UNIT, TORCH, DATA, *(["weights"] if runs else [])
     lines = [str(note) for note in notes if note.where not in said]
     if text := fp8_text(advice):
         lines.append(text)

@@ -22,6 +22,7 @@ from advisor.report.plan_words import changes, plan_text
 from advisor.report.summary import alternatives
 from advisor.report.text import PlainConsole, print_text
 from profiles.gpus import GpuProfile, gpus
+from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.sizes import GIB
 from profiles.text import time_text
@@ -243,6 +244,24 @@ def test_alternatives_gain_something_by_their_own_measure() -> None:
                 assert order not in told or other.plan != best.plan
             for text in told.values():
                 assert "as fast, 0.00 GiB" not in text and "the same plan" not in text, text
+
+
+def test_a_size_in_gb_is_told_at_the_top() -> None:
+    lines = shown(advise(Machine(), "7b", (), Target(vram_bytes=12 * 10**9)))
+    told = "card 12 GB are 11.18 GiB, and a card sold as that has 12 GiB; else --vram 12GiB"
+    assert told in " ".join(" ".join(lines).split())
+
+
+def test_features_of_many_pictures_come_with_the_way_around_them() -> None:
+    counts = (
+        DataCounts(train_pictures=n, val_pictures=n, epoch_questions=n, val_questions=n)
+        for n in (240, 9000)
+    )
+    few, many = (
+        " ".join(shown(advise(Machine(), None, (), Target(vram_bytes=24 * GIB), size=one)))
+        for one in counts
+    )
+    assert "cached_encoders=" in many and "cached_encoders=" not in few
 
 
 def test_what_fp8_gains_is_the_time_row_s_training_with_it() -> None:
