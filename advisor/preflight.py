@@ -158,7 +158,7 @@ def _asking_once(request: Request, advice: Advice) -> list[Finding]:
     saved = 1 - takes / was.seconds
     pace = f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} time"
     rounded = f", {storage_text(once.plan)}" if finer else ""
-    what = f"one question a picture: {pace}{rounded}"
+    what = f"pictures with one question: {pace}{rounded}"
     return [Finding(DATA, what, fix="--set questions_per_picture=1")]
 
 

@@ -105,8 +105,9 @@ def forecast_table() -> list[str]:
                          if n in found else "" for n in numbers(MOST)]  # fmt: skip
                 lines.append(f"| {card.title} | {model} | {batch} | {' | '.join(cells)} |")
     lines.append(
-        "\nA cell has the questions a second of the best plan for so many cards and, in brackets, "
-        "the share of a lone card's speed that each of them keeps. Link: "
+        "\nA cell has the questions a second of the best plan for so many cards, with ReasonSeg's "
+        "texts and one question a picture, as in the advised time, and in brackets the share of a "
+        "lone card's speed that each of them keeps. Link: "
         f"{exchange().within.source}. In an empty cell so many cards cannot share the batch. Above "
         "100%, the plan advised for one card is not its fastest."
     )

@@ -173,14 +173,13 @@ def group_settings(
 def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
     """Ends with exit code 2 if there is no data; passes --skip-broken on to child processes."""
     from profiles.skipping import VARIABLE, announce, announced, read_most
-    from profiles.splits import MAKES_DATA, NEEDED, importing, located
+    from profiles.splits import MAKES_DATA, NEEDED, located, remedy
 
     if folder is not None and not folder.is_dir():
         fail(f"{folder}: no such folder; --data-dir must name ReasonSeg data\n"
              f"    hint: {MAKES_DATA}")  # fmt: skip
     if folder is not None and located(folder) is None:
-        command = importing(folder)
-        hint = f"{command} makes it of the annotations there" if command else MAKES_DATA
+        hint = remedy(folder) or MAKES_DATA
         fail(f"{folder}: --data-dir must name ReasonSeg data; needed: {NEEDED}\n    hint: {hint}")
     if skip_broken is not None and folder is None:
         fail("--skip-broken needs --data-dir")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from advisor.report.fp8_text import fp8_text
 from profiles.grid import caching_bytes
 from profiles.sizes import GIB, MIB, gib
 from profiles.text import counted, time_text
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from profiles.plan import Plan
 
 
+MUCH_CACHE = 100 * GIB  # policy: from here on the screen names the plan without it
 # CPUs differ more than cards do, and the few runs that were timed were all on one model of CPU.
 UNTIMED = "not forecast on a CPU; lisa-train shows what is left after the first steps"
 
@@ -31,6 +33,8 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
             yield "", less
         if extra := _asked(advice.duration):
             yield "", extra
+        if text := fp8_text(advice):
+            yield "FP8", text
     elif advice.plan.device == "cpu":
         yield "time", UNTIMED
     if advice.several is not None:
@@ -39,6 +43,8 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
             yield "", note
     if advice.disk is not None:
         yield "disk", _disk(advice.disk)
+        if text := _without_cache(advice.disk):
+            yield "", text
         if advice.plan.cached_encoders:
             yield "features", _features(advice.plan, advice.disk, advice.duration)
 
@@ -167,6 +173,14 @@ def _disk(disk: Disk) -> str:
     digits = 1 if disk.total_bytes >= GIB else 2
     spent = ", ".join(f"{name} {size / GIB:.{digits}f}" for name, size in parts if size)
     return f"{disk.total_bytes / GIB:.{digits}f} GiB: {spent}"
+
+
+def _without_cache(disk: Disk) -> str:
+    """How to do without the features' disk, where it is more than many a machine has free."""
+    if disk.cache_bytes < MUCH_CACHE:
+        return ""
+    left = gib(disk.total_bytes - disk.cache_bytes)
+    return f"{left} if every step computes the features: --set cached_encoders="
 
 
 def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:

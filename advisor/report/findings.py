@@ -29,6 +29,7 @@ from profiles.text import counted, quoted
 # What a finding is about: the user's own settings, and what the model sees.
 SETTINGS, PICTURES = "settings", "pictures"
 OPEN_NAME = "--gpu"  # where a card's name may mean several
+UNIT = "--vram"  # where the card may be another than was typed: GB for GiB
 DATA = "data"
 FEW = 50  # pictures to train on: a policy
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
@@ -48,8 +49,9 @@ def card_findings(
         findings += _spared_host_layers(request, gpu, best.plan.model, budget)
     size = request.target.vram_bytes if request.target else None
     if size and size % 10**9 == 0:
-        what = f"{size // 10**9} GB are {gib(size)}; a card sold as that has as many GiB"
-        findings.append(Finding("--vram", what, fix=f"--vram {size // 10**9}GiB"))
+        number = size // 10**9
+        what = f"{number} GB are {gib(size)}, and a card sold as that has {number} GiB"
+        findings.append(Finding(UNIT, what, fix=f"--vram {number}GiB"))
     if runs and not best.plan.profile.packaged and "weights" not in assigned(request.overrides):
         what = f"the published {best.plan.model} checkpoints must be converted first"
         command = best.plan.profile.conversion

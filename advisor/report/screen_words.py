@@ -69,7 +69,8 @@ SCORE_WORDS = {
 }
 
 ROWS = {
-    "card": "A card's name that several cards have: which is assumed, and how to name the others.",
+    "card": "A card's name that several cards have, or a size in GB: which is assumed, and what to "
+    "type for the others.",
     "data": "What to know of your data: such as that they are few, or that another plan is better "
     "where each picture has one question.",
     "model": "The one that is advised, and why it is; --model names another.",
@@ -100,7 +101,8 @@ ROWS = {
     "texts and as many questions a picture as a plan takes.",
     "start": "Libraries and model, and compiling layers.",
     "features": "What the frozen encoders make of each picture. They are computed once and read "
-    "from disk afterwards: the time to build them, and the room they take.",
+    "from disk afterwards: the time to build them, and the room they take. A smaller max_pixels "
+    "makes them smaller; --set cached_encoders= computes them in every step instead.",
     "training": "All steps of all epochs.",
     "evaluation": "Scoring the validation split before training and after each epoch, with the "
     "checkpoints. max_val_samples=N scores its first N pictures only: less time and disk, and a "

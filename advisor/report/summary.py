@@ -11,19 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.choice.preference import behind, fastest_of
-from advisor.cost.duration import duration_of
 from advisor.machine.torch_builds import TORCH
 from advisor.report.cost_text import cost_lines, speed_text
-from advisor.report.findings import DATA, OPEN_NAME
+from advisor.report.findings import DATA, OPEN_NAME, UNIT
+from advisor.report.fp8_text import fp8_text
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
 from profiles.batches import full_rows
-from profiles.gpus import WITH_FP8, gpu_by_nvml
 from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import PREFERENCES, Preference
 from profiles.sizes import GIB, gib
-from profiles.text import counted, printable, time_text
+from profiles.text import counted, printable
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 SCREEN_LINES = 24
 TITLE_COLUMNS = 10
 LEAST_BYTES = GIB // 200  # of a difference that is shown, in two digits
+LATER = "features", "FP8"  # the former with --why, the latter among the notes
 WORTH_SAYING = 0.02  # of the speed, or of the usable memory: less is no alternative
 
 
@@ -111,7 +111,7 @@ def _head_lines(advice: Advice, console: Console) -> int:
 def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     plan = advice.plan
     for note in advice.findings:
-        if note.where == OPEN_NAME:
+        if note.where in (OPEN_NAME, UNIT):
             yield "card", Text(f"{note.what}; else {note.fix}")
         elif note.where == DATA:
             yield "data", Text(f"{note.what}; {note.fix}")
@@ -128,37 +128,11 @@ def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     if advice.budget is not None and advice.budget.host is not None and advice.host_bytes:
         host = advice.budget.host
         yield "host", Text(f"{gib(advice.host_bytes)} of {gib(host.bytes)}: {host.source}")
-    costs = [(title, Text(text)) for title, text in cost_lines(advice) if title != "features"]
+    costs = [(title, Text(text)) for title, text in cost_lines(advice) if title not in LATER]
     if advice.command:
         yield from costs
     if advice.speed is not None and not costs:
         yield "speed", Text(speed_text(advice))
-
-
-def _in_fp8(advice: Advice) -> str:
-    """What FP8 products, which no plan has unasked, make of the time row's training; else ''.
-
-    Only on cards that have them, and for compiled plans: no others were timed.
-    """
-    plan, gpu, usual = advice.plan, advice.gpu, advice.duration
-    if advice.command is None or plan is None or gpu is None or plan.products == "fp8":
-        return ""
-    card = gpu_by_nvml(gpu.name, gpu.total_bytes)
-    if card is None or usual is None or usual.data is None:
-        return ""
-    able = (gpu.compute_capability or (0, 0)) >= WITH_FP8
-    if not able or not plan.compile or plan.dtype != "bf16":
-        return ""
-    fast = plan.model_copy(update={"products": "fp8"})
-    here, then = (duration_of(one, card, usual.data).training_seconds for one in (plan, fast))
-    now, then = usual.training_seconds, usual.training_seconds * then / here  # as in a trial, too
-    times = time_text(now), time_text(then)
-    if now < (1 + WORTH_SAYING) * then or times[0] == times[1]:
-        return ""
-    return (
-        f"FP8: training {times[1]} instead of {times[0]} by forecast, with --set products=fp8; "
-        "it rounds more"
-    )
 
 
 def plan_line(plan: Plan) -> str:
@@ -254,9 +228,9 @@ def _notes(advice: Advice) -> list[str]:
     """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
-    said = OPEN_NAME, TORCH, DATA, *(["weights"] if runs else [])
+    said = OPEN_NAME, UNIT, TORCH, DATA, *(["weights"] if runs else [])
     lines = [str(note) for note in notes if note.where not in said]
-    if text := _in_fp8(advice):
+    if text := fp8_text(advice):
         lines.append(text)
     return [printable(" ".join(line.split()).replace(" hint: ", " -> ")) for line in lines]
 

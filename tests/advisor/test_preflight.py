@@ -425,11 +425,11 @@ def test_counts_that_so_many_processes_cannot_share_leave_rows_uneven():
 
 def test_without_counts_a_note_says_what_one_question_a_picture_gains():
     told = [str(one) for one in _advise(vram_gib=12, live=_live(1, [])).findings]
-    (note,) = [one for one in told if "one question a picture" in one]
+    (note,) = [one for one in told if "pictures with one question" in one]
     assert re.search(r"\d+% less time, bf16 base", note) and "questions_per_picture=1" in note
     for settings in (["questions_per_picture=3"], ["questions_per_picture=1"]):
         quiet = _advise(vram_gib=12, overrides=settings, live=_live(1, []))
-        assert "one question a picture" not in str(quiet.findings)
+        assert "pictures with one question" not in str(quiet.findings)
 
 
 def test_of_default_models_that_all_fail_the_smaller_one_says_why_it_is_shown():

@@ -70,6 +70,8 @@ def _sentence(apart: np.ndarray, name: str, other: str) -> str:
     of, mean = counted(len(apart), "question"), apart.mean()
     if len(apart) < 2:
         return f"{name} has gIoU {mean:+.3f} against {other}; {of} cannot tell which is better"
+    if not apart.any():
+        return f"{name} and {other} score the same on each of {of}"
     ((low, high),) = bootstrapped(len(apart), lambda drawn: (apart[drawn].mean(),))
     if high < 0:
         return _sentence(-apart, other, name)

@@ -22,6 +22,7 @@ from advisor.report.plan_words import changes, plan_text
 from advisor.report.summary import alternatives
 from advisor.report.text import PlainConsole, print_text
 from profiles.gpus import GpuProfile, gpus
+from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.sizes import GIB
 from profiles.text import time_text
@@ -245,6 +246,24 @@ def test_alternatives_gain_something_by_their_own_measure() -> None:
                 assert "as fast, 0.00 GiB" not in text and "the same plan" not in text, text
 
 
+def test_a_size_in_gb_is_told_at_the_top() -> None:
+    lines = shown(advise(Machine(), "7b", (), Target(vram_bytes=12 * 10**9)))
+    told = "card 12 GB are 11.18 GiB, and a card sold as that has 12 GiB; else --vram 12GiB"
+    assert told in " ".join(" ".join(lines).split())
+
+
+def test_features_of_many_pictures_come_with_the_way_around_them() -> None:
+    counts = (
+        DataCounts(train_pictures=n, val_pictures=n, epoch_questions=n, val_questions=n)
+        for n in (240, 9000)
+    )
+    few, many = (
+        " ".join(shown(advise(Machine(), None, (), Target(vram_bytes=24 * GIB), size=one)))
+        for one in counts
+    )
+    assert "cached_encoders=" in many and "cached_encoders=" not in few
+
+
 def test_what_fp8_gains_is_the_time_row_s_training_with_it() -> None:
     card = gpus()["rtx-4090-24gb"]
     advice = advise(Machine(), None, (), Target(card=card))
@@ -252,6 +271,7 @@ def test_what_fp8_gains_is_the_time_row_s_training_with_it() -> None:
     in_both = (advice.plan.override([f"products={one}"]) for one in ("fp8", "dtype"))
     rows = [duration_of(plan, card) for plan in in_both]
     times = [time_text(one.training_seconds) for one in rows]
+    told = f"--set products=fp8: about {times[0]} of training, not {times[1]}; it rounds more"
     text = " ".join(" ".join(shown(advice)).split())
-    assert f"training {times[1]}, evaluation" in text
-    assert f"FP8: training {times[0]} instead of {times[1]} by forecast" in text
+    assert f"training {times[1]}, evaluation" in text and f"note {told}" in text
+    assert ("FP8", told) in list(cost_lines(advice))  # --why and the page have it, too

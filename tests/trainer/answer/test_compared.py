@@ -33,6 +33,12 @@ def test_the_first_run_is_compared_with_every_other(tmp_path: Path) -> None:
     assert turned.stdout.startswith("val: a is better than b: gIoU +0.200 (95 % interval +0.200")
 
 
+def test_the_same_scores_are_no_close_call(tmp_path: Path) -> None:
+    runs = [str(scored(tmp_path / name, [0.5, 0.6])) for name in "ab"]
+    done = CliRunner().invoke(app, ["compare", *runs])
+    assert done.stdout == "val: a and b score the same on each of 2 questions\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [(["a"], "give two or more"), (["a", "none"], "there is no such run"),

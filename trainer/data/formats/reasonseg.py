@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from profiles.splits import MAKES_DATA, NEEDED, importing, located
+from profiles.splits import MAKES_DATA, NEEDED, located, remedy
 from profiles.text import is_text
 from trainer.data.arrays import Size
 from trainer.data.contents import digest
@@ -91,14 +91,8 @@ def _locate(root: Path) -> tuple[Path, list[str]]:
     report = Report(root)
     got = "a folder without a split" if root.is_dir() else "no such folder"
     fix = f"--data-dir DIR names the folder that holds ReasonSeg, on --resume, too; {MAKES_DATA}"
-    report.add("data folder", got, NEEDED, _imported(root) or fix)
+    report.add("data folder", got, NEEDED, remedy(root) or fix)
     raise DataError(report.findings)
-
-
-def _imported(root: Path) -> str:
-    """How another tool's annotations in a folder become data; empty if there are none."""
-    command = importing(root)
-    return f"make it of the annotations there: {command}" if command else ""
 
 
 def _pair_up(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
@@ -151,7 +145,7 @@ def _scan(
     known = {path.name for images, _ in pairs.values() for path in images}
     report = Report(folder / split)
     if not pairs:
-        fix = _imported(folder) or "fetch the split again"
+        fix = remedy(folder) or "fetch the split again"
         report.add("folder", None, "pictures, each with its .json", fix)
     extra = folder / "explanatory" / f"{split}.json"
     explanations = read_explanations(Report(extra, report.findings), known)

@@ -155,6 +155,9 @@ def test_summary(tmp_path: Path) -> None:
 def test_no_root_no_splits_unknown_split(tmp_path: Path) -> None:
     assert "no such folder" in reasons(tmp_path / "none")[0]
     assert "a folder without a split" in reasons(tmp_path)[0]
+    (tmp_path / "refer_seg").mkdir()
+    with pytest.raises(DataError, match="refer_seg is trained on, not scored: put ReasonSeg"):
+        read_split(tmp_path, "train")
     add(tmp_path)
     for split in ("val", "training", "../train", ""):
         with pytest.raises(DataError, match="split: got .*allowed: train"):

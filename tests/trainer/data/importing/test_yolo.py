@@ -236,7 +236,7 @@ def test_who_checks_the_folder_itself_is_told_the_way(
 ) -> None:
     folder = make(tmp_path / "in")
     told = {finding.fix for finding in check_data(folder)}
-    assert told == {f"make it of the annotations there: lisa-train import {folder} NEW"}
+    assert told == {f"lisa-train import {folder} NEW makes it of the annotations there"}
 
 
 @pytest.mark.parametrize("below", ["data.yaml", "labels", "."])
