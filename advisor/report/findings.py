@@ -106,7 +106,9 @@ def open_name(target: Target | None) -> list[Finding]:
     """A note if the named card may be another one, for which the answer differs."""
     if target is None or target.card is None or not target.others:
         return []
-    what = f"{target.card.title} is assumed, the smallest of that name"
+    smallest = target.card.memory_gb <= min(one.memory_gb for one in target.others)
+    what = f"{target.card.title} is assumed, the {'smallest' if smallest else 'usual one'} "
+    what += "of that name"
     return [Finding(OPEN_NAME, what, fix="--gpu " + " or ".join(one.key for one in target.others))]
 
 

@@ -162,7 +162,8 @@ def test_what_lies_on_the_card_is_what_was_counted() -> None:
 
 
 def test_longer_samples_and_fewer_levers_take_more() -> None:
-    shape = {"cached_encoders": ["mask", "vision"], "effective_batch": 4, "micro_batch": 4}
+    shape = {"cached_encoders": ["mask", "vision"], "effective_batch": 4, "micro_batch": 4,
+             "train": ["text_hidden_fcs"]}  # fmt: skip
 
     def peak(text: int = 64, masks: int = 1, **settings: object) -> int:
         found = fake_rehearsal(tiny_plan(**shape, **settings), text, masks)[0].peak_allocated_bytes
