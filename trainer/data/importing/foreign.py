@@ -74,7 +74,7 @@ def is_foreign(report: Report) -> bool:
         fix = DATA if report.path.suffix == ".p" else OWN  # RefCOCO's references
         report.add("file", f"a binary file ({report.path.suffix})", READ, fix)
         return True
-    head = start.decode("utf-8-sig", "ignore")
+    head = start.decode("utf-8-sig", "ignore").lstrip()
     if '"shapes"' in head:  # LabelMe's, of which a folder may have a hundred thousand
         return False
     kind = next((one for one in KINDS if one.pattern.match(head)), None)
