@@ -174,18 +174,7 @@ def interpret(
     saved = free.peak_reserved - pool
     process = pool + card.context.bytes(_pins(plan)) + nccl_bytes(plan)
     host = _host_bytes(measurement)
-    segments = "expandable segments" if expandable else "whole segments"
-    errors = measured_errors(plan, answering)
-    figures: tuple[tuple[TierName, int, str], ...] = (
-        ("tensors", tensors, "as the allocator counts them (max_memory_allocated)"),
-        ("pool", pool, f"allocator replayed, {segments}"),
-        ("process", process, _beside_pool(plan, card)),
-        ("host", host, _host_source(plan)),
-    )
-    tiers = tuple(
-        Tier(name=name, bytes=size, source=source, error=errors.get(name, ""))
-        for name, size, source in figures
-    )
+    tiers = _tiers(plan, card, (tensors, pool, process, host), measured_errors(plan, answering))
     cap_bytes, margin_bytes = card.cap_for(plan), card.margin_bytes
     margin_bytes = margin_for(plan, max(pool, caching := caching_bytes(plan)), margin_bytes)
     verdict, reason = _verdict(pool, saved, events, expandable, cap_bytes, margin_bytes)
@@ -212,6 +201,22 @@ def interpret(
         fragmentation=round(1 - tensors / pool, 4),
         assumed=measurement.assumed,
         versions=measurement.versions,
+    )
+
+
+def _tiers(
+    plan: Plan, card: Card, sizes: tuple[int, int, int, int], errors: dict[str, str]
+) -> tuple[Tier, ...]:
+    """The four figures, with where each comes from."""
+    sources: dict[TierName, str] = {
+        "tensors": "as the allocator counts them (max_memory_allocated)",
+        "pool": f"allocator replayed, {plan.segments} segments",
+        "process": _beside_pool(plan, card),
+        "host": _host_source(plan),
+    }
+    return tuple(
+        Tier(name=name, bytes=size, source=source, error=errors.get(name, ""))
+        for (name, source), size in zip(sources.items(), sizes, strict=True)
     )
 
 

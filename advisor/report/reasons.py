@@ -7,13 +7,11 @@ from typing import Any
 
 from advisor.choice.candidate import Reason
 from advisor.choice.preference import STORAGES, behind, fastest_of
-from advisor.choice.search import (
-    Found,
-    largest_micro_batch,
-)
+from advisor.choice.search import Found, largest_micro_batch
 from advisor.machine.budget import Basis, Budget
 from advisor.machine.gpu import Gpu
 from advisor.report.plan_words import lora_text, storage_text
+from advisor.report.row_reasons import one_of_each, seed_reasons, tested_reason
 from advisor.request import Request
 from profiles.batches import micro_batches
 from profiles.grid import TEXT_TOKENS, nearest
@@ -48,15 +46,15 @@ def plan_reasons(
     `whole`: why the card has no expandable segments; empty where it has.
     """
     plan = found.choice.best.plan
-    measured = _one_of_each(plan.model, rows)
+    measured = one_of_each(plan.model, rows)
     reasons = [
         *_batch_reasons(found, budget),
         dtype_reason(plan, gpu),
         _storage_reason(found),
         *([_adapter_reason(found, budget)] if plan.lora is not None else []),
-        *_seed_reasons(plan, rows),
+        *seed_reasons(plan, rows),
         *(reason for lever in priced("forecast") if (reason := _lever_reason(found, lever))),
-        *(reason for lever in priced("rows") if (reason := _tested_reason(plan, measured, lever))),
+        *(reason for lever in priced("rows") if (reason := tested_reason(plan, measured, lever))),
         *([_picture_reason(found)] if plan.profile.tokens_vary else []),
         allocator_reason(plan, whole),
     ]
@@ -257,38 +255,6 @@ def allocator_reason(plan: Plan, whole: str) -> Reason:
     )
 
 
-def _seed_reasons(plan: Plan, rows: Sequence[TestedRow]) -> Iterator[Reason]:
-    """The first document's claims for this quantization with (or without) LoRA, if refuted."""
-    refuted = [
-        row
-        for row in rows
-        if row.source == "seed"
-        and row.status != "recommended"
-        and row.contradicted_by
-        and row.model == plan.model
-        and row.plan.quantization == plan.quantization
-        and (row.plan.lora is None) == (plan.lora is None)
-    ]
-    if not refuted:
-        return
-    said = f'"{refuted[0].title}"'
-    if plan.quantization == "nf4" and plan.lora is not None:
-        said = "never LoRA with 4-bit on 8 GB"
-    names = ("row " if len(refuted) == 1 else "rows ") + ", ".join(row.id for row in refuted)
-    against = dict.fromkeys(name for row in refuted for name in row.contradicted_by)
-    facts = "; ".join(f"row {row.id}: {_peak_text(row)}" for row in rows if row.id in against)
-    because = f"the document that this project started from says {said} "
-    because += f"({names} of lisa-advise table); contradicted by {facts}"
-    yield Reason(setting="lora", value=lora_text(plan), because=because, basis="tested")
-
-
-def _peak_text(row: TestedRow) -> str:
-    if row.peak_allocated_bytes is not None:
-        return gib(row.peak_allocated_bytes)
-    limit = f" at {gib(row.limit_bytes)}" if row.limit_bytes else ""
-    return "out of memory" + limit if row.verdict == "OOM" else row.verdict
-
-
 def _lever_reason(found: Found, lever: str) -> Reason | None:
     """What `lever` saves and costs on this model and card; None if it is not pulled."""
     best = found.choice.best
@@ -322,63 +288,8 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
     return Reason(setting=lever, value=value_text(lever, value), because=because, basis="forecast")
 
 
-def _tested_reason(plan: Plan, rows: Sequence[TestedRow], lever: str) -> Reason | None:
-    """What `lever` gains and costs, from two rows that differ in nothing else; None without."""
-    value = getattr(plan, lever)
-    pair = next(_pairs(plan, rows, lever), None)
-    if pair is None:
-        return None
-    with_it, without = pair
-    because = f"{_cost_text(with_it)} (row {with_it.id}); with "
-    because += f"{value_text(lever, getattr(without.plan, lever))} {_cost_text(without)}"
-    because += f" (row {without.id})"
-    text = value_text(lever, value)
-    return Reason(setting=lever, value=text, because=because, basis="tested")
-
-
-def _one_of_each(model: str, rows: Iterable[TestedRow]) -> list[TestedRow]:
-    """The first measured row of each card and plan of a model."""
-    first: dict[tuple[str | None, int], TestedRow] = {}  # a file's rows share their plans
-    for row in rows:
-        if row.model == model and row.peak_allocated_bytes:
-            first.setdefault((row.gpu, id(row.plan)), row)
-    return list(first.values())
-
-
-def _pairs(
-    plan: Plan, rows: Sequence[TestedRow], lever: str
-) -> Iterator[tuple[TestedRow, TestedRow]]:
-    """Two rows each that differ in `lever` alone, the first with it as far as `plan` has it."""
-    alike: dict[object, list[TestedRow]] = {}  # but for the lever
-    for row in rows:
-        alike.setdefault(_but_for(lever, row), []).append(row)
-    for with_it in rows:
-        pulled = getattr(with_it.plan, lever)
-        for without in alike[_but_for(lever, with_it)]:
-            if _pulled(lever, pulled, getattr(without.plan, lever), getattr(plan, lever)):
-                yield with_it, without
-
-
-def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
-    """The card and all settings of a row except one."""
-    names = (name for name in Plan.model_fields if name != lever)
-    return row.gpu, *(getattr(row.plan, name) for name in names)
-
-
-def _pulled(lever: str, with_it: Any, without: Any, value: Any) -> bool:
-    """Whether `with_it` takes less than `without`, and no less than the plan's `value`."""
-    if isinstance(value, tuple):
-        return set(without) < set(with_it) <= set(value)
-    return bool(with_it == value and without != value)
-
-
-def _cost_text(row: TestedRow) -> str:
-    assert row.peak_allocated_bytes is not None
-    seconds = f", {row.step_seconds:.2f} s a step" if row.step_seconds else ""
-    return gib(row.peak_allocated_bytes) + seconds
-
-
 def card_reasons(request: Request, gpu: Gpu, model: str) -> list[Reason]:
+    """Why this model, and why this card of several, where the user named neither."""
     reasons = []
     if request.model is None:
         because = f"already {model_profile(model).start}: the better start for few pictures; "

@@ -21,7 +21,7 @@ from advisor.memory.live import live_forecast
 from advisor.memory.worst_sample import Worst
 from advisor.preflight import advise
 from advisor.rehearsal import RehearsalFailed
-from advisor.report import reasons
+from advisor.report import row_reasons
 from advisor.report.text import render_svg
 from advisor.tiny import tiny_cpu_plan
 from profiles import grid, tested
@@ -865,8 +865,8 @@ def test_work_grows_with_the_table_no_faster_than_its_rows(monkeypatch, verdict)
         monkeypatch.setattr(
             where, "needs_no_more", lambda *of, to=compare: looks.append(of) or to(*of)
         )
-    but_for = reasons._but_for
-    monkeypatch.setattr(reasons, "_but_for", lambda *of: looks.append(of) or but_for(*of))
+    but_for = row_reasons._but_for
+    monkeypatch.setattr(row_reasons, "_but_for", lambda *of: looks.append(of) or but_for(*of))
 
     def looked(plans: int, copies: int) -> tuple[int, str]:
         own = tuple(

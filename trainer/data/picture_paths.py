@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path, PureWindowsPath
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from profiles.text import argument, is_text
 from trainer.data.findings import Report
 from trainer.data.json_fields import read_sentence
+from trainer.data.picture_names import (
+    UPLOAD,
+    ends_of,
+    key_of,
+    names_of,
+    older_names,
+    spellings,
+    uploaded,
+)
 
 # Folders of annotations only: the pictures are beside them.
 _NOTES_FOLDERS = ("annotations", "annotation", "labels", "label", "json", "jsons", "labelme")
 _SHOWN = 5  # candidates
-_UPLOAD = re.compile(
-    r"[0-9a-f]{8}-(?=.)"
-)  # Label Studio's uploads have a hash before the user's name
 _MOST_FILES = 2_000_000  # searched for a name; not a whole disk
 
 
@@ -75,9 +78,7 @@ class PictureSearch:
         self.respelled: dict[str, str] = {}  # names found in other capitals only, and the files'
         self._index: dict[str, list[tuple[Path, Path]]] | None = None
         self._folded: dict[str, list[tuple[Path, Path]]] | None = None  # by keys in small letters
-        self._in_bytes: dict[
-            str, tuple[Path, str]
-        ] = {}  # names that are no UTF-8, as they were meant
+        self._in_bytes: dict[str, tuple[Path, str]] = {}  # names not in UTF-8, as they were meant
         self.register(recorded)
 
     def register(self, recorded: Iterable[object]) -> None:
@@ -91,7 +92,7 @@ class PictureSearch:
     def _is_shared(self, end: str) -> bool:
         """Whether several recorded names end so; all are read when the first is searched for."""
         if self._ends is None:
-            self._ends = Counter(end for text in self._recorded for end in _ends(text))
+            self._ends = Counter(end for text in self._recorded for end in ends_of(text))
         return self._ends[end] > 1
 
     def is_recorded(self, name: object, beside: Path, root: Path) -> bool:
@@ -123,15 +124,15 @@ class PictureSearch:
         if isinstance(exact, tuple):
             return exact
         outside = exact
-        spellings = [PureWindowsPath(spelling) for spelling in _spellings(text)]
+        meant = [PureWindowsPath(spelling) for spelling in spellings(text)]
         if not (self.strict and outside):
-            for parts in spellings:
+            for parts in meant:
                 found_there = self._by_end(parts)
                 if found_there:
                     return found_there
             # If another entry's picture has the same base name, a search by it would be a guess.
-            shared = self._is_shared(_key(PureWindowsPath(text).name))
-            candidates = [] if shared else list(self._candidates(spellings))
+            shared = self._is_shared(key_of(PureWindowsPath(text).name))
+            candidates = [] if shared else list(self._candidates(meant))
             candidates = candidates or self._in_other_capitals(PureWindowsPath(text).name)
             if len(candidates) == 1:
                 return candidates[0]
@@ -155,7 +156,7 @@ class PictureSearch:
         places = [(folder, folder) for folder in self.folders]
         if beside is not None:
             places.insert(0, (beside, root or beside))
-        for parts in map(PureWindowsPath, _spellings(text)):
+        for parts in map(PureWindowsPath, spellings(text)):
             if parts.anchor:  # of another machine, most likely: its end will be searched for
                 outside |= self.strict
                 continue
@@ -171,9 +172,9 @@ class PictureSearch:
 
     def _by_end(self, parts: PureWindowsPath) -> tuple[Path, Path] | None:
         """The picture at the longest end of a path that exists in a folder."""
-        names = _names(parts)
+        names = names_of(parts)
         for start in range(len(names) - max(self.least, 1) + 1):
-            if self._is_shared(_key("/".join(names[start:]))):
+            if self._is_shared(key_of("/".join(names[start:]))):
                 return None
             for folder in self.folders:
                 path = os.path.abspath(os.path.join(folder, *names[start:]))
@@ -184,29 +185,29 @@ class PictureSearch:
                     return found, next(one for one in self.folders if found.is_relative_to(one))
         return None
 
-    def _candidates(self, spellings: list[PureWindowsPath]) -> Iterator[tuple[Path, Path]]:
-        """All pictures below the folders with the base name of the first spelling that has any."""
+    def _candidates(self, meant: list[PureWindowsPath]) -> Iterator[tuple[Path, Path]]:
+        """All pictures below the folders with the base name of the first meaning that has any."""
         if not self.by_name:
             return
         if self._index is None:
             self._index = self._walk()
-        uploads = [_UPLOAD.sub("", parts.name) for parts in spellings if _UPLOAD.match(parts.name)]
-        for name in [parts.name for parts in spellings] + [f"/{name}" for name in uploads]:
-            if found := self._index.get(_key(name)):
+        uploads = [UPLOAD.sub("", parts.name) for parts in meant if UPLOAD.match(parts.name)]
+        for name in [parts.name for parts in meant] + [f"/{name}" for name in uploads]:
+            if found := self._index.get(key_of(name)):
                 exact = [one for one in found if one[0].name == name]
                 yield from exact if len(exact) == 1 else found
                 return
 
     def _in_other_capitals(self, name: str) -> list[tuple[Path, Path]]:
         """The pictures whose names differ from this one in capitals alone."""
-        if not self.by_name or self._is_shared(f"/{_key(name).casefold()}"):
+        if not self.by_name or self._is_shared(f"/{key_of(name).casefold()}"):
             return []
         if self._folded is None:
             self._folded = {}
             for key, found in (self._index or {}).items():
                 if not key.startswith("/"):
                     self._folded.setdefault(key.casefold(), []).extend(found)
-        found = self._folded.get(_key(name).casefold(), [])
+        found = self._folded.get(key_of(name).casefold(), [])
         if len(found) == 1:
             self.respelled[name] = found[0][0].name
         return found
@@ -217,7 +218,7 @@ class PictureSearch:
             return None
         if self._index is None:
             self._index = self._walk()
-        return self._in_bytes.get(_key(name))
+        return self._in_bytes.get(key_of(name))
 
     def _walk(self) -> dict[str, list[tuple[Path, Path]]]:
         """Every file below the folders by the key of its name, each once; links are not followed.
@@ -237,10 +238,10 @@ class PictureSearch:
                     known.add(path)
                     if not is_text(name):
                         self._in_bytes |= {
-                            _key(meant): (path, encoding) for encoding, meant in _older(name)
+                            key_of(meant): (path, encoding) for encoding, meant in older_names(name)
                         }
-                    for called in {name, f"/{_uploaded(name)}"} - {f"/{name}"}:
-                        index.setdefault(_key(called), []).append((path, folder))
+                    for called in {name, f"/{uploaded(name)}"} - {f"/{name}"}:
+                        index.setdefault(key_of(called), []).append((path, folder))
                 if len(known) > _MOST_FILES:
                     return index
         return index
@@ -270,57 +271,6 @@ def search_folders(
     return [folder for folder in (*folders, *elsewhere) if folder.is_dir()]
 
 
-def _spellings(text: str) -> list[str]:
-    """What a recorded name may mean, likeliest first: itself, and without address or hash."""
-    found = [text]
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) or "?" in text:
-        try:
-            address = urlsplit(text)
-            # Label Studio serves local files as /data/local-files/?d=folder/name.jpg.
-            inner = parse_qs(address.query).get("d", [])
-            found += [*inner, address.path.lstrip("/"), unquote(address.path).lstrip("/")]
-        except ValueError:  # not an address
-            pass
-    if "%" in text:
-        found.append(unquote(text))
-    for spelling in list(found):
-        head, separator, base = re.split(r"(.*[/\\])", spelling)[-3:] if re.search(
-            r"[/\\]", spelling) else ("", "", spelling)  # fmt: skip
-        if _UPLOAD.match(base):
-            found.append(head + separator + _UPLOAD.sub("", base))
-    sound = (one for one in found if one.strip() and "\0" not in one)
-    return list(dict.fromkeys(sound)) or [text]
-
-
-def stems(text: str) -> set[str]:
-    """The file names, without suffix and in small letters, that a recorded name may mean."""
-    names = (PureWindowsPath(spelling).name for spelling in _spellings(text))
-    return {os.path.splitext(name)[0].casefold() for name in names}
-
-
-def _uploaded(name: str) -> str:
-    """The name that Label Studio gives an upload, after the hash: Django's get_valid_filename."""
-    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
-
-
-def _names(parts: PureWindowsPath) -> list[str]:
-    """The folders and the file of a path, without the drive and `..`."""
-    return [part for part in parts.parts if part not in (parts.anchor, "..")]
-
-
-def _ends(text: str) -> set[str]:
-    """The keys of all ends of a recorded name, in all its meanings; behind / in small letters."""
-    paths = [_names(PureWindowsPath(spelling)) for spelling in _spellings(text)]
-    ends = {_key("/".join(names[n:])) for names in paths for n in range(len(names))}
-    return ends | {f"/{_key(names[-1]).casefold()}" for names in paths if names}
-
-
-def _key(name: str) -> str:
-    """A key for all spellings of a name or path: composed letters, suffix in lower case."""
-    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
-    return stem + suffix.lower()
-
-
 def _as_called(path: str) -> str | None:
     """The file, or one beside it whose name differs only in Unicode form or case of the suffix.
 
@@ -336,13 +286,6 @@ def _as_called(path: str) -> str | None:
         if other != name and os.path.isfile(os.path.join(folder, other)):
             return os.path.join(folder, other)
     return None
-
-
-def _older(name: str) -> Iterator[tuple[str, str]]:
-    """What a file's name that is no UTF-8 may have been on the Windows that wrote it."""
-    for encoding in ("cp1252", "cp850"):
-        with suppress(UnicodeDecodeError):
-            yield encoding, os.fsencode(name).decode(encoding)
 
 
 def _refuse(

@@ -28,7 +28,8 @@ from trainer.data.importing.questions_file import (
 )
 from trainer.data.importing.sources import Source
 from trainer.data.importing.splits import Splits
-from trainer.data.picture_paths import PictureSearch, search_folders, stems
+from trainer.data.picture_names import stems
+from trainer.data.picture_paths import PictureSearch, search_folders
 from trainer.prompts import IMAGE_PREFIX, question_for
 from trainer.reporter import Progress
 

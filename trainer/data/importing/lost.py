@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from trainer.data.importing.labels import composed, label_key
-from trainer.data.picture_paths import stems
+from trainer.data.picture_names import stems
 
 
 @dataclass

@@ -19,7 +19,7 @@ from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.labels import composed, label_key
 from trainer.data.importing.outlines import Drawing
 from trainer.data.json_fields import read_sentence
-from trainer.data.picture_paths import stems
+from trainer.data.picture_names import stems
 from trainer.prompts import PromptError, question_for
 
 COLUMNS = ("picture", "label", "question")

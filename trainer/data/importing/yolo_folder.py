@@ -24,7 +24,7 @@ from trainer.data.importing.encoding import Conventions
 from trainer.data.importing.labels import composed
 from trainer.data.importing.outlines import visible
 from trainer.data.importing.splits import split_of_folders
-from trainer.data.picture_paths import stems
+from trainer.data.picture_names import stems
 
 _CLASSES = "classes.txt"
 _FIRST = ("data.yaml", "dataset.yaml")  # of several YAML files with classes

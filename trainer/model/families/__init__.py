@@ -21,6 +21,8 @@ from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.tokenizer import ConversationTokenizer
 
 P = TypeVar("P", bound=ModelProfile)
+# Of a decoder: they show in no tensor's shape.
+SHAPELESS = "rms_norm_eps", "num_attention_heads", "num_key_value_heads"
 
 
 class NamesError(ValueError):
@@ -63,6 +65,21 @@ class Family(ABC, Generic[P]):
         """A hint at the size, other than `{model}`, that the sources may belong to; '' for none."""
         del needed, offered
         return ""
+
+
+def decoder_table(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's settings in a config.json; empty if they are no table."""
+    found = config.get("text_config", config)
+    return found if isinstance(found, Mapping) else {}
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """In words, each of our settings that has another value there."""
+    return [
+        f"says {name} {theirs[name]}, the model computes with {value}"
+        for name, value in ours.items()
+        if theirs.get(name) not in (None, value)
+    ]
 
 
 def family_of(profile: ModelProfile) -> Family[Any]:

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from profiles.families.llava_sam import Profile
 from profiles.settings import Encoder
-from trainer.model.families import Family
+from trainer.model.families import SHAPELESS, Family, decoder_table, differing
 from trainer.model.families.llava_sam import names, pictures
 from trainer.model.families.llava_sam.configs import llava_config, sam_config
 from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.families.llava_sam.tokenizer import LisaTokenizer
 from trainer.model.tokenizer import ConversationTokenizer
-
-COMPARED = ("rms_norm_eps", "num_attention_heads", "num_key_value_heads")
 
 
 class LlavaSam(Family[Profile]):
@@ -62,15 +60,9 @@ class LlavaSam(Family[Profile]):
 
     def other_settings(self, config: Mapping[str, Any], profile: Profile) -> list[str]:
         """Where LLaMA was trained under others than it computes with here."""
-        theirs = config.get("text_config", config)
-        ours = llava_config(profile, 0, 0).text_config
-        if not isinstance(theirs, Mapping):
-            return []
-        return [
-            f"says {key} {theirs[key]}, the model computes with {getattr(ours, key)}"
-            for key in COMPARED
-            if theirs.get(key) not in (None, getattr(ours, key))
-        ]
+        decoder = llava_config(profile, 0, 0).text_config
+        ours = {name: getattr(decoder, name) for name in SHAPELESS}
+        return differing(decoder_table(config), ours)
 
     def likely_model(self, needed: Iterable[str], offered: Iterable[str]) -> str:
         """LISA's two versions differ in their projectors."""

@@ -14,14 +14,12 @@ from profiles.families import VISION
 from profiles.families.qwen3_sam2 import Profile
 from profiles.settings import Encoder
 from trainer.frame import Frame
-from trainer.model.families import Family
+from trainer.model.families import SHAPELESS, Family, decoder_table, differing
 from trainer.model.families.qwen3_sam2 import names, pictures
 from trainer.model.families.qwen3_sam2.configs import qwen_config, sam_config
 from trainer.model.families.qwen3_sam2.model import QwenSam2
 from trainer.model.families.qwen3_sam2.tokenizer import QwenTokenizer
 from trainer.model.tokenizer import ConversationTokenizer
-
-COMPARED = ("rms_norm_eps", "num_attention_heads", "num_key_value_heads")
 
 
 class Qwen3Sam2(Family[Profile]):
@@ -58,22 +56,13 @@ class Qwen3Sam2(Family[Profile]):
 
     def other_settings(self, config: Mapping[str, Any], profile: Profile) -> list[str]:
         """Where Qwen was trained under others than it computes with here."""
-        theirs = config.get("text_config", config)
-        if not isinstance(theirs, Mapping):
-            return []
-        ours = qwen_config(profile, 0, 0).text_config
+        theirs, decoder = decoder_table(config), qwen_config(profile, 0, 0).text_config
         rope = theirs.get("rope_parameters") or theirs.get("rope_scaling")
-        found = {name: theirs.get(name) for name in COMPARED} | {
-            "rope_theta": theirs.get("rope_theta") or _inner(rope, "rope_theta"),
-            "mrope_section": _inner(rope, "mrope_section"),
-        }
-        mine = {name: getattr(ours, name) for name in COMPARED}
-        mine |= {name: ours.rope_parameters[name] for name in ("rope_theta", "mrope_section")}
-        return [
-            f"says {name} {value}, the model computes with {mine[name]}"
-            for name, value in found.items()
-            if value not in (None, mine[name])
-        ]
+        if isinstance(rope, Mapping):
+            theirs = {**theirs, **rope}
+        ours = {name: getattr(decoder, name) for name in SHAPELESS}
+        ours |= {name: decoder.rope_parameters[name] for name in ("rope_theta", "mrope_section")}
+        return differing(theirs, ours)
 
     def likely_model(self, needed: Iterable[str], offered: Iterable[str]) -> str:
         """Sa2VA's checkpoints have a head of their own, Qwen's of 2B and 4B have none."""
@@ -83,10 +72,6 @@ class Qwen3Sam2(Family[Profile]):
         if head in set(needed) - set(offered):
             return "its head is its embedding table, as in qwen3-vl-2b and qwen3-vl-4b"
         return ""
-
-
-def _inner(table: object, name: str) -> Any:
-    return table.get(name) if isinstance(table, Mapping) else None
 
 
 FAMILY = Qwen3Sam2()
