@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from profiles import places
 from profiles.environment import at_home, borrowed, refused
+from profiles.files import opened
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
 from tests.conftest import ROOT, tiny_plan
 from trainer.atomic_folder import apply_umask
@@ -145,12 +146,33 @@ def test_a_row_that_cannot_be_kept_is_no_error(
     assert "note: what was found is not kept" in capsys.readouterr().err
 
 
-def test_a_read_only_place_is_not_called_full(capsys: pytest.CaptureFixture[str]) -> None:
-    for number, fix in ((errno.EROFS, "a folder that can be written"), (errno.ENOSPC, "make room")):
-        with pytest.raises(Exception) as ended, user_errors():
-            raise OSError(number, os.strerror(number), "/run")
-        said = capsys.readouterr().err
-        assert ended.value.exit_code == 1 and fix in said and "/run: " in said
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [(errno.EROFS, "a folder that can be written"), (errno.ENOSPC, "make room"),
+     (errno.EFBIG, "ulimit -f"), (errno.EMFILE, "ulimit -n"), (errno.EIO, "whether the disk")],
+)  # fmt: skip
+def test_what_the_system_refuses_has_its_own_fix(
+    number: int, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Exception) as ended, user_errors():
+        raise OSError(number, os.strerror(number), "/run")
+    said = capsys.readouterr().err
+    assert ended.value.exit_code == 1 and fix in said and "/run: " in said
+
+
+def test_an_error_of_our_own_words_is_said_in_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker that the system ended; a file that is none."""
+    with pytest.raises(Exception) as ended, user_errors():
+        raise OSError("the system ended a process\n    hint: close other programs")
+    assert ended.value.exit_code == 1
+    with pytest.raises(Exception) as ended, user_errors(), opened(Path(os.devnull)):
+        pass
+    assert ended.value.exit_code == 1
+    said = capsys.readouterr().err
+    assert "the system ended a process" in said and "allowed: a regular file" in said
+    assert "whether the disk" not in said
 
 
 # --- a shell of another project ------------------------------------------------------------------
