@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
-from profiles.files import refused
+from profiles.files import reason, refused
 from profiles.streams import tell
 from profiles.text import argument, printable
 
@@ -145,10 +145,10 @@ def _of_the_system(error: OSError) -> str:
     """What the disk, or another part of the machine, refused; one without a number says it all."""
     if error.errno in (None, errno.EINVAL):  # words of our own, such as of a pipe for a file
         return refused(error)
-    where = f"{error.filename}: " if error.filename else ""
+    said = refused(error) if error.filename else reason(error)
     fix = _HELP.get(error.errno, "see whether the disk, or the network folder, still works")
     again = "then start again; lisa-train --resume continues a run"
-    return f"{where}{error.strerror}\n    hint: {fix}, {again}"
+    return f"{said}\n    hint: {fix}, {again}"
 
 
 @contextmanager
