@@ -34,6 +34,7 @@ _HELP = {
     errno.EFBIG: "allow larger files (ulimit -f), or name a folder on another file system",
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENFILE: "close other programs: the whole machine has too many open files",
+    errno.ELOOP: "name a path without links that lead in a circle",
     errno.ENOMEM: "close other programs",
     errno.EAGAIN: "allow more processes (ulimit -u)",
 }
@@ -134,6 +135,8 @@ def user_errors() -> Iterator[None]:
     except THEIR_FILES as error:
         fail(refused(error))
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a usage error, which profiles/start.py reports
+            raise
         tell(f"error: {_of_the_system(error)}")
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
