@@ -13,6 +13,11 @@ from benchmarks.forked import end, fork
 
 def together(count: int, work: Callable[[], object], log: Path, machines: int = 1) -> list[int]:
     """Run `work` in so many processes, as if on so many machines; their exit codes."""
+    return [end(pid) for pid in begun(count, work, log, machines)]
+
+
+def begun(count: int, work: Callable[[], object], log: Path, machines: int = 1) -> list[int]:
+    """The numbers of the processes, which compute."""
 
     def one() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # the test's is of one process
@@ -26,4 +31,4 @@ def together(count: int, work: Callable[[], object], log: Path, machines: int = 
     given = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
              "LOCAL_WORLD_SIZE": str(here), "GROUP_WORLD_SIZE": str(machines)}  # fmt: skip
     ranks = [{"RANK": str(n), "LOCAL_RANK": str(n % here)} for n in range(count)]
-    return [end(pid) for pid in [fork(one, log, given | rank) for rank in ranks]]
+    return [fork(one, log, given | rank) for rank in ranks]

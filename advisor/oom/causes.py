@@ -81,6 +81,8 @@ def use_of(message: Message) -> Use | None:
     if not total or tensors is None:
         return None
     scraps, own, others = message.unallocated_bytes or 0, message.process_bytes, message.others
+    if own is not None and own < 0.99 * (tensors + scraps):
+        own = None  # a MIG instance, a container and WSL report 0 or nonsense
     if own is None:
         # In a container the driver's list has the host's numbers, and this process is one of them.
         pool = tensors + scraps
@@ -188,7 +190,10 @@ def _refused(message: Message, use: Use, asked: int, windows: bool) -> Cause | N
         f"{size(free)} were free when the error was written, more than was asked for: the "
         "driver refused although there was room"
     )
-    fix = "look for a limit of the virtual GPU or the container, and for processes that come and go"
+    fix = (
+        "look for a limit of the virtual GPU or the container, and for processes that come and go; "
+        "under WSL enlarge Windows' paging file"
+    )
     if windows:
         fix = "enlarge Windows' paging file: the driver backs all memory of the card with it"
     return Cause(name="refused", text=text, helps=(fix,))

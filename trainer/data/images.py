@@ -46,29 +46,25 @@ def read_image(path: Path) -> ByteArray:
     Raises DataError: missing, not a picture, truncated, or beyond Pillow's MAX_IMAGE_PIXELS or
     LONGEST_SIDE.
     """
-    report = Report(Path(path))
-    opened = open_image(report, _to_rgb, _ALL_FORMATS)
-    if opened is None:
-        raise DataError(report.findings)
-    return opened[1]
+    return _opened(path, _to_rgb)[1]
 
 
 def size_of(path: Path) -> Size:
     """Height and width of a picture as `read_image` gives it, from its header. Raises DataError."""
-    return _size(path, lambda image: None)
+    return _opened(path, lambda image: None)[0]
 
 
 def whole_size_of(path: Path) -> Size:
     """The same of a picture that can be decoded as a whole. Raises DataError."""
-    return _size(path, load_whole)
+    return _opened(path, load_whole)[0]
 
 
-def _size(path: Path, read: Callable[[Image.Image], object]) -> Size:
+def _opened(path: Path, read: Callable[[Image.Image], ReadT]) -> tuple[Size, ReadT]:
     report = Report(Path(path))
     opened = open_image(report, read, _ALL_FORMATS)
     if opened is None:
         raise DataError(report.findings)
-    return opened[0]
+    return opened
 
 
 def is_picture(path: Path) -> bool:

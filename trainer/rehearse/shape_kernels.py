@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import bitsandbytes  # noqa: F401  its operators
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode

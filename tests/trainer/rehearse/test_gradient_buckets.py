@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from profiles.measurement import Measurement
 from tests.conftest import tiny_plan
 from tests.group import together
 from trainer.model.build import some_tokenizer
@@ -91,14 +92,23 @@ def test_the_rule_is_what_ddp_does(passes: int, tmp_path: Path) -> None:
     assert together(1, partial(alike, passes), log) == [0], log.read_text()
 
 
+SHAPE = {"cached_encoders": ["mask", "vision"], "device": "cuda", "micro_batch": 2,
+         "quantization": "nf4"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one() -> Measurement:
+    """A process alone."""
+    return fake_rehearsal(tiny_plan(**SHAPE, effective_batch=4), 64, 1)[0]
+
+
 @pytest.mark.parametrize("processes", [2, 3])
-def test_a_rank_takes_its_gradients_twice_until_they_are_exchanged(processes: int) -> None:
+def test_a_rank_takes_its_gradients_twice_until_they_are_exchanged(
+    processes: int, one: Measurement
+) -> None:
     """All else is as in a process alone with as many samples."""
-    shape = {"cached_encoders": ["mask", "vision"], "device": "cuda", "micro_batch": 2,
-             "quantization": "nf4"}  # fmt: skip
-    alone = tiny_plan(**shape, effective_batch=4)
-    rank = tiny_plan(**shape, effective_batch=4 * processes, processes=processes)
-    one, of_many = (fake_rehearsal(plan, 64, 1)[0] for plan in (alone, rank))
+    rank = tiny_plan(**SHAPE, effective_batch=4 * processes, processes=processes)
+    of_many = fake_rehearsal(rank, 64, 1)[0]
     gradients = needed_bytes(rank, some_tokenizer(rank))["gradients"]
     assert of_many.live_at_peak[LABEL] == pytest.approx(gradients, abs=512)
     more = {phase: size - one.phases[phase] for phase, size in of_many.phases.items()}

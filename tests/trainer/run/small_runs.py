@@ -17,6 +17,7 @@ from trainer.run.run import Run
 from trainer.run.started import Keeping
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
+SELDOM = Keeping()  # for a run that is not to be ended: a fifth of it is saving after every step
 
 
 def plan(**settings: Any) -> Plan:
@@ -34,6 +35,7 @@ def items() -> tuple[list[Item], list[Item]]:
 
 
 def started(folder: Path, cache: Path, reporter: Reporter = QUIET, **settings: Any) -> Run:
+    """A run that saves after every step, unless told how to keep."""
     folder.mkdir(exist_ok=True)
     keeping = settings.pop("keeping", Keeping(minutes=0))
     return Run(plan(**settings), *items(), folder, cache, reporter, keeping)

@@ -20,13 +20,21 @@ import torch
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from benchmarks.forked import lisa_train
+from benchmarks.forked import end, lisa_train
 from profiles.levers import next_relief
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, ROOT, tiny_plan
-from tests.group import together
+from tests.group import begun, together
 from tests.trainer.run import small_runs
-from tests.trainer.run.small_runs import QUIET, assert_same, items, outcome, plan, started
+from tests.trainer.run.small_runs import (
+    QUIET,
+    SELDOM,
+    assert_same,
+    items,
+    outcome,
+    plan,
+    started,
+)
 from trainer.cli.planned_run import PlannedRun, write_start
 from trainer.cli.train import app
 from trainer.data.contents import Contents
@@ -56,7 +64,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    started(folder, cache).train()
+    started(folder, cache, keeping=SELDOM).train()
     return folder
 
 
@@ -77,7 +85,8 @@ def ending_at(what: str, number: int) -> Reporter:
 
 
 def go_on(folder: Path, cache: Path, **settings: Any) -> dict[str, Any]:
-    return started(folder, cache, **settings).train(resumable(folder, lambda line: None))
+    run = started(folder, cache, **{"keeping": SELDOM} | settings)
+    return run.train(resumable(folder, lambda line: None))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +134,8 @@ def test_without_a_decay_more_epochs_are_the_longer_run_bit_for_bit(
     steady = plan().schedule.model_dump() | {"shape": "constant", "epochs": 1}
     more = steady | {"epochs": 2}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    started(whole, cache, schedule=more).train()
-    started(parts, cache, schedule=steady).train()
+    started(whole, cache, schedule=more, keeping=SELDOM).train()
+    started(parts, cache, schedule=steady, keeping=SELDOM).train()
     go_on(parts, cache, schedule=more)
     assert_same(parts, whole)
 
@@ -248,18 +257,24 @@ def test_data_workers_that_are_killed_are_replaced_twice(
     assert_same(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"workers": 2}, {"optimizer_state": "8bit"}, {"quantization": "nf4"}],
-    ids=["workers", "8bit", "nf4"],
-)
-def test_with_other_levers(settings: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+def test_with_other_levers(cache: Path, tmp_path: Path) -> None:
+    """What an 8-bit optimizer keeps, and a base in NF4."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    started(whole, cache, **settings).train()
+    settings = {"optimizer_state": "8bit", "quantization": "nf4"}
+    started(whole, cache, keeping=SELDOM, **settings).train()
     with pytest.raises(Ended):
         started(parts, cache, ending_at("epoch 1/2", 3), **settings).train()
     go_on(parts, cache, **settings)
     assert_same(parts, whole)
+
+
+def test_data_workers_change_nothing_nor_does_an_end(
+    undisturbed: Path, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Ended):
+        started(tmp_path, cache, ending_at("epoch 1/2", 3), workers=2).train()
+    go_on(tmp_path, cache, workers=2)
+    assert_same(tmp_path, undisturbed)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -383,15 +398,17 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path, cache: Path) -> N
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     log = tmp_path / "log"
     assert together(2, lisa_train(*common, "--output-dir", whole), log) == [0, 0], log.read_text()
-    child = command(*common, "--output-dir", parts, "--save-minutes", "0")
+    often = lisa_train(*common, "--output-dir", parts, "--save-minutes", "0")
+    killed = begun(2, often, log)  # that a killed launcher's processes end, test_launch shows
     records = Path(parts) / "metrics.jsonl"
     until = time.monotonic() + 120
     while time.monotonic() < until:
         if records.exists() and records.read_text().count('"loss"') >= 2:
             break
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait(60) != 0
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    assert [end(pid) for pid in killed] == [-signal.SIGKILL] * 2, log.read_text()
     refused = CliRunner().invoke(app, ["--resume", parts, "--set", "seed=3"])
     assert refused.exit_code == 2 and "may change" in refused.output, refused.output
     again = command("--resume", parts)

@@ -112,7 +112,7 @@ class Source:
         if not any(is_other(Report(path, self.findings)) for path in others):
             pictures = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in there)
             fix = "name the folder that has them, or export them so"
-            fix += "; masks painted as pictures are not read" if pictures else ""
+            fix += "; of painted masks: docs/own-data.md#painted-masks" if pictures else ""
             got = f"{counted(pictures, 'picture')} and no such file"
             Report(self.path, self.findings).add("annotations", got, READ, fix)
 
