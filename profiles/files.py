@@ -42,7 +42,7 @@ def read_regular(path: Path, most_bytes: int = LARGEST) -> bytes:
         data = file.read(most_bytes + 1) if known <= most_bytes else b""
         if max(known, len(data)) > most_bytes:
             size, most = (f"{number / MIB:.0f} MiB" for number in (known, most_bytes))
-            raise OSError(errno.EFBIG, f"has {size}; allowed: at most {most}", str(path))
+            raise OSError(errno.EINVAL, f"has {size}; allowed: at most {most}", str(path))
         return data
 
 

@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from profiles.plan import Plan
 from profiles.settings import Lora
 from profiles.text import brief
-from trainer.atomic_folder import apply_umask
 from trainer.model.adapter_names import to_peft
 from trainer.model.families import family_of
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import WeightsError, legible
+from trainer.tensor_files import save_file
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names
 
@@ -56,7 +55,6 @@ def write(
         if name.startswith(root)
     }
     save_file(ours, folder / TENSORS, metadata={"format": "pt"})
-    apply_umask(folder / TENSORS)
     return {name: value for name, value in trained.items() if not name.startswith(root)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from threading import Event, Thread
 from profiles.files import HOLDER, force, held, made, sweep
 
 MANY = 1000  # files: from here on one sync of the whole system is faster
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 _PAUSE = 5.0  # seconds between two of them while files are still written
 
 
@@ -57,7 +59,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _refuse(target)
         draft = private / target.name
         draft.mkdir()
-        yield draft
+        try:
+            yield draft
+        except OSError as error:
+            if error.errno in _FULL and error.filename is None:  # a write knows no name
+                error.filename = str(target)
+            raise
         _refuse(target)  # another process may have been faster
         _force_all(draft)
         if target.exists():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
-from profiles.files import refused
+from profiles.files import reason, refused
 from profiles.streams import tell
 from profiles.text import argument, printable
 
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 # System errors that another name on the command line would avoid.
 THEIR_FILES = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError,
                PermissionError)  # fmt: skip
+# What helps against others.
+_HELP = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "name a folder that can be written",
+    errno.EFBIG: "allow larger files (ulimit -f), or name a folder on another file system",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the whole machine has too many open files",
+    errno.ELOOP: "name a path without links that lead in a circle",
+    errno.ENOMEM: "close other programs",
+    errno.EAGAIN: "allow more processes (ulimit -u)",
+}
 
 
 class LineProgress:
@@ -123,16 +135,23 @@ def user_errors() -> Iterator[None]:
     except THEIR_FILES as error:
         fail(refused(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno == errno.ENAMETOOLONG:  # a usage error, which profiles/start.py reports
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        fix = "make room" if error.errno != errno.EROFS else "name a folder that can be written"
-        tell(f"error: {where}{error.strerror}\n    hint: {fix}, then start again; "
-             "lisa-train --resume continues a run")  # fmt: skip
+        tell(f"error: {_of_the_system(error)}")
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
         tell(f"error: {error}")
         raise typer.Exit(EXIT_FAILED) from None
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the disk, or another part of the machine, refused; one without a number says it all."""
+    if error.errno in (None, errno.EINVAL):  # words of our own, such as of a pipe for a file
+        return refused(error)
+    said = refused(error) if error.filename else reason(error)
+    fix = _HELP.get(error.errno, "see whether the disk, or the network folder, still works")
+    again = "then start again; lisa-train --resume continues a run"
+    return f"{said}\n    hint: {fix}, {again}"
 
 
 @contextmanager

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from profiles.families import ModelProfile
 from profiles.models import model_profile
 from profiles.sizes import GIB
 from profiles.text import some
-from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
+from trainer.atomic_folder import atomic_folder, refuse_taken
 from trainer.convert.checkpoint_folder import Found, Source, TensorFile
 from trainer.convert.tokenizer import convert_tokenizer
 from trainer.model.build import shared_prefixes, skeleton
 from trainer.model.families import Family, family_of
 from trainer.model.weights import PLAIN_DTYPES, WeightsError
 from trainer.prompts import SEG_TOKEN
+from trainer.tensor_files import save_file
 
 SHARD_BYTES = 2 << 30
 DTYPE = torch.bfloat16  # of every tensor, as in the packaged folder
@@ -280,7 +280,6 @@ class Shards:
             self.count += 1
             path = self.folder / f"model-{self.count:05}.safetensors"
             save_file(self.held, path, metadata={"format": "pt"})
-            apply_umask(path)
         self.held, self.bytes = {}, 0
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -22,7 +21,7 @@ from profiles.sizes import GIB
 from profiles.text import argument, one_line, some
 from trainer import adapter_files
 from trainer.answer.trained_model import ORIGIN, Trained
-from trainer.atomic_folder import apply_umask, atomic_folder, refuse_taken
+from trainer.atomic_folder import atomic_folder, refuse_taken
 from trainer.convert.convert import SHARD_BYTES, Shards, needed_shapes
 from trainer.model.adapters import merged
 from trainer.model.build import TORCH_DTYPES, read_tokenizer
@@ -31,6 +30,7 @@ from trainer.model.weights import FolderWeights, WeightsError, model_folder
 from trainer.run.checkpoint import read_trained, verify
 from trainer.run.checkpoint_files import MANIFEST, altered, read_facts, seal
 from trainer.run.folder import TRAINED
+from trainer.tensor_files import save_file
 
 CPU = torch.device("cpu")
 NONE: Mapping[str, str | None] = {}
@@ -88,7 +88,6 @@ def export_trained(trained: Trained, target: Path) -> int:
             new_ids = read_tokenizer(trained.plan).new_ids if rows else ()
             rest = adapter_files.write(folder, plan, plan.lora, rest, new_ids)
         save_file(rest, folder / TRAINED)
-        apply_umask(folder / TRAINED)
         facts = facts_of(source)
         (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         seal(folder)  # all but the card, which is the user's to write on

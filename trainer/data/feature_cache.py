@@ -17,16 +17,15 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from profiles.files import STALE_SECONDS, force, sweep
 from profiles.plan import Plan
 from profiles.settings import Encoder
-from trainer.atomic_folder import apply_umask
 from trainer.data.images import read_image
 from trainer.data.threads import one_ahead
 from trainer.model.families import family_of
+from trainer.tensor_files import save_file
 
 ASIDE = "writing"  # an entry on its way, with a random number: machines may share a cache
 
@@ -89,7 +88,6 @@ class FeatureCache:
                     "axis": "picture",
                 },
             )
-            apply_umask(aside)
             force(aside)
             os.replace(aside, self.entry(image))
         except BaseException:

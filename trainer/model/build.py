@@ -281,7 +281,7 @@ class FrozenEncoder(nn.Module):
 
 def save_model(model: SegmentationModel, folder: Path, dtype: torch.dtype) -> Path:
     """Write all tensors of an unquantised model by their names; returns the file."""
-    from safetensors.torch import save_file
+    from trainer.tensor_files import save_file
 
     tensors = {
         name: value.detach().to("cpu", dtype).contiguous()

@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from profiles.files import force, opened, read_regular, reason
 from profiles.plan import Plan
 from trainer import adapter_files
-from trainer.atomic_folder import apply_umask
 from trainer.model.adapter_names import name_in_files
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.weights import WeightsError
@@ -31,6 +29,7 @@ from trainer.run.checkpoint_places import put_in_place, remove_leftovers
 from trainer.run.folder import STATE, TRAINED
 from trainer.run.nested_state import flat, nested
 from trainer.run.write_failure import no_inode, write_failure
+from trainer.tensor_files import save_file
 
 
 class CheckpointError(ValueError):
@@ -57,7 +56,7 @@ def save(
     try:
         aside.mkdir()
         _write(aside, trained_tensors(model), plan, facts, state)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         size = sum(t.nbytes for t in trained_tensors(model).values())
         size += sum(t.nbytes for t in flat(state or {})[0].values())
         crowded = no_inode(folder.parent)  # before this save's own files go
@@ -75,13 +74,11 @@ def _write(
     state: dict[str, Any] | None,
 ) -> None:
     save_file(tensors, folder / TRAINED)
-    apply_umask(folder / TRAINED)
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if state is not None:
         kept, rest = flat(state)
         save_file(kept, folder / STATE)
-        apply_umask(folder / STATE)
         (folder / "state.json").write_text(json.dumps(rest), encoding="utf-8")
     seal(folder)
     for path in folder.iterdir():

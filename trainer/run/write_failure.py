@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,7 @@ class NotWritten(RuntimeError):
     """A checkpoint that could not be written; the one before is untouched."""
 
 
-def write_failure(error: Exception, folder: Path, size: int, crowded: bool) -> NotWritten:
+def write_failure(error: OSError, folder: Path, size: int, crowded: bool) -> NotWritten:
     """The error with its cause, the system's figures, and what a resume will find.
 
     `crowded`: no inode was free when it failed. A start that saved nothing leaves no run folder.
@@ -32,13 +31,9 @@ def write_failure(error: Exception, folder: Path, size: int, crowded: bool) -> N
     )
 
 
-def _cause(error: Exception, place: Path, size: int, crowded: bool) -> tuple[str, str]:
+def _cause(error: OSError, place: Path, size: int, crowded: bool) -> tuple[str, str]:
     """Why `size` bytes could not be written into `place`, and the remedy."""
-    match = re.search(
-        r"\(os error (\d+)\)", str(error)
-    )  # safetensors gives the number only in its text
-    number = getattr(error, "errno", None) or (int(match[1]) if match else None)
-    free = shutil.disk_usage(place).free
+    number, free = error.errno, shutil.disk_usage(place).free
     if number == errno.EROFS:
         return "the file system is read-only", "have it mounted for writing"
     if number in (errno.EACCES, errno.EPERM):

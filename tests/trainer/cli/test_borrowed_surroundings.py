@@ -15,13 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from profiles import places
 from profiles.environment import at_home, borrowed, refused
+from profiles.files import opened
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
 from tests.conftest import ROOT, tiny_plan
-from trainer.atomic_folder import apply_umask
+from trainer.atomic_folder import apply_umask, atomic_folder
 from trainer.cli.console import user_errors
 from trainer.convert.convert import Shards
 from trainer.data.feature_cache import FeatureCache
@@ -30,6 +30,7 @@ from trainer.parallel.launch import without_leftovers
 from trainer.process import clear_leftover_variables
 from trainer.run import checkpoint, write_failure
 from trainer.run.write_failure import NotWritten
+from trainer.tensor_files import save_file
 
 HOMES = ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME", "TRITON_CACHE_DIR")
 
@@ -145,12 +146,52 @@ def test_a_row_that_cannot_be_kept_is_no_error(
     assert "note: what was found is not kept" in capsys.readouterr().err
 
 
-def test_a_read_only_place_is_not_called_full(capsys: pytest.CaptureFixture[str]) -> None:
-    for number, fix in ((errno.EROFS, "a folder that can be written"), (errno.ENOSPC, "make room")):
-        with pytest.raises(Exception) as ended, user_errors():
-            raise OSError(number, os.strerror(number), "/run")
-        said = capsys.readouterr().err
-        assert ended.value.exit_code == 1 and fix in said and "/run: " in said
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [(errno.EROFS, "a folder that can be written"), (errno.ENOSPC, "make room"),
+     (errno.EFBIG, "ulimit -f"), (errno.EMFILE, "ulimit -n"), (errno.EIO, "whether the disk")],
+)  # fmt: skip
+def test_what_the_system_refuses_has_its_own_fix(
+    number: int, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Exception) as ended, user_errors():
+        raise OSError(number, os.strerror(number), "/run")
+    said = capsys.readouterr().err
+    assert ended.value.exit_code == 1 and fix in said and "/run: " in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such limits")
+def test_what_a_full_disk_does_not_take_is_named(tmp_path: Path) -> None:
+    """Also where a library tells the system's error in its text, or Python not where it wrote."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="large") as tensors:
+            save_file({"a": torch.ones(1000)}, tmp_path / "a.safetensors")
+        with pytest.raises(OSError, match="large") as plain, atomic_folder(tmp_path / "b") as draft:
+            (draft / "c").write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert tensors.value.filename == str(tmp_path / "a.safetensors")
+    assert plain.value.filename == str(tmp_path / "b")
+    assert tensors.value.errno == plain.value.errno == errno.EFBIG
+
+
+def test_an_error_of_our_own_words_is_said_in_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker that the system ended; a file that is none."""
+    with pytest.raises(Exception) as ended, user_errors():
+        raise OSError("the system ended a process\n    hint: close other programs")
+    assert ended.value.exit_code == 1
+    with pytest.raises(Exception) as ended, user_errors(), opened(Path(os.devnull)):
+        pass
+    assert ended.value.exit_code == 1
+    said = capsys.readouterr().err
+    assert "the system ended a process" in said and "allowed: a regular file" in said
+    assert "whether the disk" not in said
 
 
 # --- a shell of another project ------------------------------------------------------------------
@@ -289,16 +330,14 @@ def os_error(number: int) -> OSError:
     ("error", "said"),
     [
         (os_error(errno.EROFS), "read-only"),
-        (SafetensorError("I/O error: Read-only file system (os error 30)"), "read-only"),
         (os_error(errno.EACCES), "permission denied"),
         (os_error(errno.EDQUOT), "quota"),
         (os_error(errno.ENOSPC), "the disk is full"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
         (os_error(errno.EIO), "Input/output error"),
     ],
 )
 def test_a_checkpoint_that_is_not_written_names_the_cause(
-    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: OSError, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = saved(tmp_path / "-run" / "last", monkeypatch, error)
     assert said in first.splitlines()[0] and "no earlier checkpoint" in first
