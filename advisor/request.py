@@ -243,7 +243,7 @@ def lacks_segments(machine: Machine, gpu: Gpu) -> str:
 
 def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
     """A finding if the plan needs expandable segments and this machine's card has none."""
-    if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
+    if plan.device != "cuda" or plan.segments == "whole":
         return None
     why = lacks_segments(machine, gpu)
     got = f"allocator={plan.allocator}"
@@ -306,9 +306,9 @@ def command_of(request: Request, model: str) -> str:
     program = lisa_train(request.nodes, request.cards_each)
     if request.target is None:
         return f"{program} --auto {options}{needed} --data-dir {folder}"
-    told = f" --data-dir {folder}" if request.data is not None else _counts(request.size)
+    data = f" --data-dir {folder}" if request.data is not None else _counts(request.size)
     return (
-        f"lisa-advise {options} {request.target.options}{told} --save plan.json"
+        f"lisa-advise {options} {request.target.options}{data} --save plan.json"
         f"\n{program} --plan plan.json{needed} --data-dir {folder}"
     )
 

@@ -33,8 +33,8 @@ MODELS = (DEFAULT_MODELS[0], "7b", "13b")
 
 
 def cards() -> list[GpuProfile]:
-    """The catalogue's cards of 4 GB and more, by memory."""
-    known = [card for card in gpus().values() if card.memory_gb >= LEAST_GB]
+    """The catalogue's cards of 4 GB and more, by memory, without the rare ones."""
+    known = [card for card in gpus().values() if card.memory_gb >= LEAST_GB and not card.rare]
     return sorted(known, key=lambda card: (card.memory_gb, card.key))
 
 
@@ -83,7 +83,8 @@ def measured_lines() -> list[str]:
     measured = {find_gpu(name).key for name in named if name.startswith("NVIDIA")}  # as NVML does
     have = "; ".join(card.title for card in gpus().values() if card.key in measured)
     lines = [f"Measured: {have}. Not yet:", "", "| memory | cards |", "|---|---|"]
-    others = sorted((card for card in gpus().values() if card.key not in measured),
+    listed = (card for card in gpus().values() if not card.rare)
+    others = sorted((card for card in listed if card.key not in measured),
                     key=lambda card: card.memory_gb)  # fmt: skip
     for size, cards in groupby(others, lambda card: card.memory_gb):
         names = ", ".join(card.title.rpartition(" (")[0] for card in cards)

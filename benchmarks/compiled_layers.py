@@ -243,11 +243,12 @@ def kinds() -> dict[str, tuple[Plan, bool]]:
         {"rank": RANK, "dropout": dropout, "targets": targets}
         for targets, dropout in product(("qv", "attention", "all-linear"), (0.0, 0.05))
     ]
-    for model, storage, lora, recomputed, questions in product(
-        MODELS, ("none", "int8", "nf4"), loras, (False, True), (1, 3)
+    for model, storage, lora, (layers, recomputed), questions in product(
+        MODELS, ("none", "int8", "nf4"), loras, ((0, False), (1, True), (1, False)), (1, 3)
     ):
         plan = Plan.parse({"model": model, "quantization": storage, "device": "cuda", "lora": lora,
-                           "weights": "random", "questions_per_picture": questions})  # fmt: skip
+                           "weights": "random", "questions_per_picture": questions,
+                           "checkpointed_layers": layers})  # fmt: skip
         found[kind_of(plan, recomputed)] = plan, recomputed
     return found
 
@@ -257,7 +258,8 @@ def made(kind: str) -> str:
     torch.set_num_threads(1)
     plan, recomputed = kinds()[kind]
     try:
-        parts = graphs_of(plan, ROWS, LENGTH, recomputed, plan.questions_per_picture > 1)
+        masked, later = plan.questions_per_picture > 1, " later" in kind
+        parts = graphs_of(plan, ROWS, LENGTH, recomputed, masked, later)
         return line_of(kind, plan, parts)
     except Exception as error:
         print(f"{kind}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -76,7 +76,7 @@ def ask(record: dict[str, Any]) -> dict[str, Any]:
         "name": record["name"],
         "group": record["group"],
         "gpu": m["gpu"],
-        "segments": "expandable" if "expandable" in plan.allocator else "whole",
+        "segments": plan.segments,
         "forecast": {tier.name: tier.bytes for tier in found.tiers},
         "measured": {tier: m[name] for tier, name in MEASURED.items()},
     }

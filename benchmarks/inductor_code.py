@@ -22,8 +22,9 @@ import torch._inductor.config
 import torch._inductor.fx_passes.reinplace as reinplace
 import torch.utils._triton
 from torch._dynamo.utils import detect_fake_mode
-from torch._inductor import compile_fx
+from torch._inductor import compile_fx, lowering
 from torch._inductor.graph import GraphLowering
+from torch._library.utils import get_layout_constraint_tag
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
@@ -76,6 +77,14 @@ def prepare() -> None:
     compile_fx.fake_tensor_prop = lambda graph, inputs, *_, **__: detect_fake_mode(inputs)
 
 
+def remember_products() -> None:
+    """What Inductor does where it first meets an operator that it cannot write itself. Before, it
+    does not know that the operator reads its input from memory, and writes that once for each."""
+    for packet in (torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product):
+        tag = get_layout_constraint_tag(packet.default, with_default=True)
+        lowering.make_fallback(packet.default, lowering.tag_to_layout_constraint(tag))
+
+
 def on_card(graph: torch.fx.GraphModule, inputs: list[Any]) -> list[Any]:
     """The inputs as fake tensors of the card; so become the graph's own."""
     mode = detect_fake_mode(inputs)
@@ -102,8 +111,8 @@ def written(graph: torch.fx.GraphModule, inputs: list[Any], back: bool) -> str:
     """The wrapper's code for the graph."""
     found: list[str] = []
 
-    def stop(lowering: GraphLowering) -> None:
-        found.append(lowering.codegen()[0].value)
+    def stop(graph: GraphLowering) -> None:
+        found.append(graph.codegen()[0].value)
         raise Written
 
     GraphLowering.compile_to_module = GraphLowering._compile_to_module = stop
@@ -126,10 +135,13 @@ class Code:
     code: str
 
 
-def graphs_of(plan: Plan, rows: int, tokens: int, recomputed: bool, masked: bool) -> list[Code]:
+def graphs_of(
+    plan: Plan, rows: int, tokens: int, recomputed: bool, masked: bool, later: bool
+) -> list[Code]:
     """The forward and the backward graph of one decoder layer on [rows, tokens, H].
 
-    `masked` rows share their prefix: attention gets a mask.
+    `masked` rows share their prefix: attention gets a mask. `later` than another graph of the
+    same process the code is another.
     """
     parts: list[Code] = []
 
@@ -145,6 +157,8 @@ def graphs_of(plan: Plan, rows: int, tokens: int, recomputed: bool, masked: bool
         return run
 
     prepare()
+    if later:
+        remember_products()
     tokenizer = fake.some_tokenizer(plan)
     fake.make_scale_code()
     bones = fake.skeleton(plan.profile, tokenizer)

@@ -38,25 +38,24 @@ def _refuse_second_values(command: Any, ctx: Any, args: list[str]) -> None:
             raise typer.BadParameter(f"got {got}; give it once", ctx, single[name])
 
 
-class _Command(TyperCommand):
+class _Careful:
+    """Plain help texts, errors in this project's words, and no option given twice."""
+
     def get_params(self, ctx: Any) -> list[Any]:
-        return _plain(super().get_params(ctx))
+        return _plain(super().get_params(ctx))  # type: ignore[misc]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with in_own_words(ctx):
             _refuse_second_values(self, ctx, args)
-            return super().parse_args(ctx, args)
+            found: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+            return found
 
 
-class _Group(TyperGroup):
-    def get_params(self, ctx: Any) -> list[Any]:
-        return _plain(super().get_params(ctx))
+class _Command(_Careful, TyperCommand):
+    pass
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with in_own_words(ctx):
-            _refuse_second_values(self, ctx, args)
-            return super().parse_args(ctx, args)
 
+class _Group(_Careful, TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         with in_own_words(ctx):
             return super().resolve_command(ctx, args)
@@ -124,7 +123,7 @@ def model_names(incomplete: str) -> Iterator[tuple[str, str]]:
 
 
 def recipe_names(incomplete: str) -> Iterator[str]:
-    """The recipes that come along and begin so."""
+    """The included recipes that begin so."""
     from profiles.recipe import shipped_recipes
 
     yield from (name for name in shipped_recipes() if name.startswith(incomplete))
@@ -134,7 +133,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Settings of a TOML or YAML file, or of a recipe that comes along: docs/runs.md.",
+        help="Settings from a TOML or YAML file, or an included recipe: docs/runs.md.",
         autocompletion=recipe_names,
     ),
 ]

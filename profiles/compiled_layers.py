@@ -38,6 +38,8 @@ def kind_of(plan: Plan, recomputed: bool) -> str:
     lora = plan.lora
     adapters = f"{lora.targets} {'dropped' if lora.dropout else 'plain'}" if lora else "frozen"
     run = "recomputed" if recomputed else "kept"
+    if plan.checkpointed_layers and not recomputed and plan.quantization != "none":
+        run += " later"  # its code is written after the recomputed layers', in the same process
     masked = " masked" if plan.questions_per_picture > 1 else ""
     return f"{shape_of(plan.profile.decoder)} {plan.quantization} {adapters} {run}{masked}"
 

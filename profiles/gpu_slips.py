@@ -9,10 +9,16 @@ _COUNT_FIRST = re.compile(r"\s*(\d{1,18})\s*[x×*]\s*(.*)", re.IGNORECASE)
 _COUNT_LAST = re.compile(r"(.*\S)(?:\s+x|\s*[×*])\s*(\d{1,18})\s*", re.IGNORECASE)
 _BETWEEN_CARDS = re.compile(r"\s*[,;+&/]\s*|\s+(?:and|plus)\s+", re.IGNORECASE)
 _MAKERS = {
-    "AMD": r"amd|radeon|instinct|vega|rx ?\d{3,4}|mi ?\d{2,3}[ax]?\b|w\d{4}\b|\d{4} ?xtx?\b",
+    "AMD": r"amd|radeon|instinct|vega|rx ?\d{3,4}|mi ?\d{2,3}[ax]?\b|w\d{4}\b|\d{4} ?xtx?\b"
+    r"|r9\d{3}\b|strix halo|8060s",
     "Apple": r"apple|macbook|m[1-5]( ?(pro|max|ultra))?$",
-    "Intel": r"intel|iris|gaudi|\barc\b|a(310|380|580|750|770)m?\b|b(570|580)\b",
+    "Intel": r"intel|iris|gaudi|\barc\b|a(310|380|580|750|770)m?\b|b(50|60|570|580)\b",
     "Google": r"tpu",
+    "Huawei": r"huawei|ascend|910[abc]\d?|310p|昇腾|华为",
+    "Cambricon": r"cambricon|mlu\d*|寒武纪",
+    "Moore Threads": r"moore threads|mtt|摩尔线程",
+    "Hygon": r"hygon|dcu|海光",
+    "Amazon": r"trainium|inferentia",
 }
 # Devices on one die with the host's memory, by NVML's name and by what they are sold as.
 SHARES_MEMORY = re.compile(

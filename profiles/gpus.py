@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 
 from pydantic import Field
 
+from profiles.gpu_pasted import loose_counts, no_whole_card, unpasted, with_mib
 from profiles.gpu_slips import (
     SHARES_MEMORY,
     count_in,
@@ -29,6 +31,7 @@ WITH_FP8 = (8, 9)
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*g(?:i?b)?\b")
 # "A100 80", "3060-12": a number at the end, of a size that memory has.
 _BARE_SIZE = re.compile(r"(?<=[\w)])[\s_-]+\(?(\d{1,3})\)?\s*$")
+_MIB_APART = 0.07  # of the memory: ECC and older drivers take so much of what is sold
 # Words that do not distinguish one card from another.
 _NOISE = re.compile("nvidia|geforce|tesla|gpu|generation|edition|with|design")
 
@@ -49,6 +52,8 @@ class GpuProfile(Frozen):
     fp32_tflops: float = Field(gt=0, description="without tensor cores")
     pcie_gb_s: float = Field(gt=0, description="from pinned host memory, in 1e9 bytes/s")
     source: str
+    rebuilt_gb: tuple[float, ...] = Field((), description="of cards to which memory was soldered")
+    rare: bool = Field(False, description="left out of the pages that list cards")
 
     @property
     def title(self) -> str:
@@ -98,6 +103,20 @@ def possible_gpus(text: str) -> list[GpuProfile]:
     cards near to what was got, where `text` names none, more than one model, or a size that is not
     sold.
     """
+    try:
+        return _possible(text)
+    except ValueError:
+        name, mib = with_mib(unpasted(text))
+        if mib is None and name in ("", text):
+            raise
+        with suppress(ValueError):
+            cards = _possible(name)
+            return cards if mib is None else [_nearest_in_memory(cards, mib)]
+        raise
+
+
+def _possible(text: str) -> list[GpuProfile]:
+    """`possible_gpus` of a name that nothing surrounds. Raises ValueError."""
     if text in gpus():
         return [gpus()[text]]
     if cards := _named(text):
@@ -123,7 +142,10 @@ def find_gpus(text: str) -> tuple[int, list[GpuProfile]]:
     try:
         return 1, possible_gpus(text)
     except ValueError:
-        if name == text:
+        for number, one in loose_counts(text):
+            with suppress(ValueError):
+                return number, possible_gpus(one)
+        if name == text or (count > MOST_PROCESSES and other_maker(text)):
             raise
     if not name:
         raise ValueError(f"{text!r} is a number without a name; give one such as '2x RTX 3090'")
@@ -165,8 +187,32 @@ def gpu_by_nvml(name: str, total_bytes: int | None) -> GpuProfile | None:
 
 
 def _in_order(cards: Iterable[GpuProfile]) -> list[GpuProfile]:
-    """Those with the least memory first, of these the slowest."""
-    return sorted(cards, key=lambda card: (card.memory_gb, card.bandwidth_gb_s, card.fp16_tflops))
+    """Those with the least memory first, of these the slowest; rare ones last."""
+    return sorted(
+        cards,
+        key=lambda card: (card.rare, card.memory_gb, card.bandwidth_gb_s, card.fp16_tflops),
+    )
+
+
+def _rebuilt(card: GpuProfile, size: float) -> GpuProfile:
+    """The card with so many GB, as workshops sell it: what else is known of it stays."""
+    return card.model_copy(update={
+        "key": f"{card.key.rsplit('-', 1)[0]}-{size:g}gb",
+        "memory_gb": size,
+        "visible_mib": round(card.visible_mib / card.memory_gb * size),
+        "visible_known": False,
+        "rare": True,
+    })  # fmt: skip
+
+
+def _nearest_in_memory(cards: Iterable[GpuProfile], mib: int) -> GpuProfile:
+    """The one that nvidia-smi shows with so many MiB. Raises ValueError where none has nearly."""
+    variants = [one for card in cards
+                for one in (card, *(_rebuilt(card, size) for size in card.rebuilt_gb))]  # fmt: skip
+    best = min(variants, key=lambda card: abs(card.visible_mib - mib))
+    if abs(best.visible_mib - mib) > _MIB_APART * mib:
+        raise ValueError(f"no {_label(best)} has {mib} MiB")
+    return best
 
 
 def _label(card: GpuProfile) -> str:
@@ -209,6 +255,7 @@ def _named(text: str) -> tuple[GpuProfile, ...]:
 def _of_size(cards: Iterable[GpuProfile], size: float, text: str) -> list[GpuProfile]:
     """Those with so many GB. Raises ValueError where none is sold so."""
     sized = [card for card in cards if card.memory_gb == size]
+    sized = sized or [_rebuilt(card, size) for card in cards if size in card.rebuilt_gb]
     if not sized:
         hint = _did_you_mean(card.title for card in cards)
         raise ValueError(f"{text!r}: no such card is sold with {size:g} GB{hint}")
@@ -218,6 +265,8 @@ def _of_size(cards: Iterable[GpuProfile], size: float, text: str) -> list[GpuPro
 def _no_gpu(text: str) -> str:
     """Why `text` names no card: no model in it, too little, another maker's, or an unknown one."""
     words = _words(text)
+    if part := no_whole_card(text):
+        return part
     if not words:
         return f"no GPU is named by {text!r}; name one like 'RTX 3060 12GB'"
     if maker := other_maker(text):
@@ -228,7 +277,9 @@ def _no_gpu(text: str) -> str:
     holding = sorted({label for label in labels if words <= _words(label)}, key=len)
     if len(holding) > 1:
         return f"{text!r} may be any of {len(holding)} GPUs{_did_you_mean(holding)}"
-    return f"unknown GPU {text!r}{_did_you_mean(_as_sized(text, holding or _near(text)))}"
+    near = [one for one in _near(text) if not holding or same_digits(text, one)]
+    meant = list(dict.fromkeys([*holding, *near]))
+    return f"unknown GPU {text!r}{_did_you_mean(_as_sized(text, meant))}"
 
 
 def _as_sized(text: str, labels: list[str]) -> list[str]:

@@ -184,7 +184,7 @@ def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:
     if mixed is None:
         return None
     pool = mixed.pool
-    if "expandable_segments:True" not in plan.allocator:
+    if plan.segments == "whole":
         pool *= WHOLE_SEGMENTS
     less = mixed.compiled_less if plan.compile else 0.0
     shared = shared_host_bytes(plan)

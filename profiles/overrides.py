@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from profiles.findings import Finding, PlanError
@@ -57,6 +57,19 @@ def must_agree(overrides: Iterable[str]) -> None:
                                     "give one of the two"))  # fmt: skip
     if findings:
         raise PlanError(findings)
+
+
+def given_settings(
+    options: Mapping[str, object], settings: Sequence[str], rank: int | None
+) -> list[str]:
+    """What the command line sets: `options` by the setting of each, --lora-r, then --set.
+
+    Raises PlanError for a setting that gets two values.
+    """
+    found = [f"{name}={value}" for name, value in options.items() if value is not None]
+    found += [*of_rank(rank, [*found, *settings]), *settings]
+    must_agree(found)
+    return found
 
 
 def of_rank(rank: int | None, given: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -38,6 +38,11 @@ class Plan(PlanSettings):
             return self
         settings = self.model_dump(mode="json", exclude={"effective_batch"})
         return Plan.parse(settings | {"processes": 1, "nodes": 1})
+
+    @property
+    def segments(self) -> Literal["expandable", "whole"]:
+        """How the plan's allocator cuts up its pool."""
+        return "expandable" if "expandable_segments:True" in self.allocator else "whole"
 
     @model_validator(mode="before")
     @classmethod

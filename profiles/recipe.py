@@ -1,4 +1,4 @@
-"""Recipes: settings of a plan that are kept in a file and used again. Some come along.
+"""Recipes: settings of a plan that are kept in a file and used again. Some are included.
 
 What a recipe names counts as if it had been given with --set, and what the command line names
 counts more: flags, then the recipe, then the advice. `plan.json` is what came of all three.
@@ -27,7 +27,7 @@ ABOUT = "description"  # is in no plan
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes that come along."""
+    """The names of the included recipes."""
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 

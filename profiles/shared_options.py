@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 Text = str | None
+NEWEST = "runs/latest means the newest of runs/latest, runs/latest-2 and so on."
+TRAINED_HELP = f"Run folder, checkpoint, export, or converted model folder. {NEWEST}"
 
 Settings = Annotated[
     list[str] | None,

@@ -220,6 +220,6 @@ def test_what_is_completed_is_accepted():
 @pytest.mark.parametrize("given", [[], ["lora.alpha=8"]])
 def test_a_rank_means_the_same_to_both_commands(given: list[str]) -> None:
     """lisa-train left alpha at 16, lisa-advise had it follow."""
-    trained = TrainOptions(lora_r=32, set_=given).assignments()
+    trained = TrainOptions(lora_r=32, settings=given).assignments()
     assert sorted(trained) == sorted(AdviseOptions(lora_r=32, settings=given).assignments())
     assert sorted(trained) == sorted([*(given or ["lora.alpha=64"]), "lora.rank=32"])

@@ -88,13 +88,13 @@ def forecasts() -> str:
 
 def sizes() -> str:
     """The largest picture's tokens and what its features take, by default."""
-    told = []
+    taken = []
     for name in SIZES:
         profile = model_profile(name)
         total = sum(facts.cached_bytes for facts in profile.encoders.values()) / 2**20
-        told.append(f"{total:.0f} MiB at {name.rpartition('-')[2].upper()}")
+        taken.append(f"{total:.0f} MiB at {name.rpartition('-')[2].upper()}")
     return (
         "A picture of the default limit takes "
         f"{model_profile(SIZES[0]).most_image_tokens} tokens, and its features on disk "
-        f"{', '.join(told)}."
+        f"{', '.join(taken)}."
     )

@@ -43,7 +43,7 @@ def _command(path: tuple[str, ...], command: Any) -> Iterator[str]:
     yield _prose(inspect.cleandoc(command.help or ""))
     context = command.make_context(path[-1], [], resilient_parsing=True)
     shown = (one.get_help_record(context) for one in command.get_params(context))
-    rows = [f"| `{_cell(names, raw=True)}` | {_cell(told)} |" for names, told in filter(None, shown)
+    rows = [f"| `{_cell(names, raw=True)}` | {_cell(text)} |" for names, text in filter(None, shown)
             if not names.endswith("--help")]  # fmt: skip
     yield "\n".join(["| | |", "|---|---|", *rows])
     if command.epilog:

@@ -60,7 +60,7 @@ def words_page() -> str:
              "Scores, data and sizes": SCORE_WORDS, "Memory": PARTS}  # fmt: skip
     for title, words in parts.items():
         text += f"\n## {title}\n\n| word | means |\n|---|---|\n"
-        text += "".join(f"| {name} | {told} |\n" for name, told in words.items())
+        text += "".join(f"| {name} | {meaning} |\n" for name, meaning in words.items())
     return text.replace("\n## ", "\n<!-- words: begin -->\n\n## ", 1) + "\n<!-- words: end -->\n"
 
 

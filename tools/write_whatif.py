@@ -50,7 +50,7 @@ class State(NamedTuple):
 def targets() -> dict[str, Target]:
     """The page's cards by the name in its address: sizes, then the catalogue."""
     sizes = {f"{size}GiB": Target(vram_bytes=size * GIB) for size in SIZES_GIB}
-    return sizes | {key: Target(card=card) for key, card in gpus().items()}
+    return sizes | {key: Target(card=card) for key, card in gpus().items() if not card.rare}
 
 
 def states() -> list[State]:

@@ -48,7 +48,7 @@ def try_segments(plan: Plan) -> None:
     No query reports whether they work: a virtual GPU may have any name. Raises ValueError if they
     do not; errors of the card itself are raised unchanged.
     """
-    if plan.device != "cuda" or "expandable_segments:True" not in plan.allocator:
+    if plan.device != "cuda" or plan.segments == "whole":
         return
     import torch
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 Progress: TypeAlias = Callable[[str, int, int], None]  # what, how many are done, of how many
 
 
-def untold(seconds: float | None) -> None:
+def unshown(seconds: float | None) -> None:
     """Report no time."""
     del seconds
 
@@ -21,7 +21,7 @@ class Reporter:
 
     line: Callable[[str], None]
     progress: Progress
-    left: Callable[[float | None], None] = untold
+    left: Callable[[float | None], None] = unshown
 
     def of_one_of(self, processes: int) -> Reporter:
         """The same for the first of several processes: its progress is that of its own part."""

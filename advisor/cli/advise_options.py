@@ -27,7 +27,7 @@ from advisor.cli.options import (
 )
 from profiles.command_line import Recipe, Version
 from profiles.exits import fail
-from profiles.overrides import of_rank
+from profiles.overrides import given_settings
 from profiles.recipe import with_recipe
 from profiles.shared_options import (
     Gpus,
@@ -83,25 +83,25 @@ class AskedOptions:
         int | None, typer.Option(metavar="N", min=1, help="Passes over the data.  [10]")
     ] = None
     hours: Annotated[
-        float | None, typer.Option(metavar="H", help="How many epochs fit into so many hours.")
+        float | None, typer.Option(metavar="H", help="Say how many epochs fit into H hours.")
     ] = None
     price: Annotated[
         float | None,
-        typer.Option(metavar="P", help="What the training costs at P an hour for all cards."),
+        typer.Option(metavar="P", help="Say what the training costs at P an hour for all cards."),
     ] = None
 
     def assignments(self) -> list[str]:
-        """Settings of the recipe, of --set, and of short options; alpha follows --lora-r.
+        """Settings of the recipe, of short options, and of --set; alpha follows --lora-r.
 
-        Raises PlanError for a recipe that cannot be read.
+        Raises PlanError for a recipe that cannot be read, and for a setting with two values.
         """
-        found = list(self.settings or ())
-        if self.weights is not None:
-            found.append(f"weights={self.weights}")
-        found += of_rank(self.lora_r, found)
-        found += [f"schedule.epochs={self.epochs}"] if self.epochs is not None else []
-        found += ["quantization=none"] if self.no_quantization else []
-        return with_recipe(self.recipe, found, self.model)
+        options = {
+            "quantization": "none" if self.no_quantization else None,
+            "weights": self.weights,
+            "schedule.epochs": self.epochs,
+        }
+        given = given_settings(options, self.settings or (), self.lora_r)
+        return with_recipe(self.recipe, given, self.model)
 
     def size(self) -> DataCounts | None:
         """How much there is to train on, if it was given: a tenth validates, as import has it."""

@@ -124,7 +124,7 @@ def doctor_command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Look for room for this one. Default: the one advised here.",
+            help="Check the disk for room for this model. Default: the one advised here.",
             autocompletion=model_names,
         ),
     ] = None,

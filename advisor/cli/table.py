@@ -21,17 +21,16 @@ app = Commands(
     help="Tested configurations: the card and the memory that each took.",
     examples=["lisa-advise table --model 7b --verdict FITS", "lisa-advise table --source user"],
 )
-Option = Annotated[str | None, typer.Option(help="Only such rows.")]
 
 
 @app.callback(invoke_without_command=True)
 def listed(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option(help="Only such rows.", autocompletion=model_names)
+        str | None, typer.Option(help="Only rows of this model.", autocompletion=model_names)
     ] = None,
-    source: Option = None,
-    verdict: Option = None,
+    source: Annotated[str | None, typer.Option(help="Only rows of this source.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="Only rows with this verdict.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """List the shipped rows and yours; each claim of source seed with what measurements say."""

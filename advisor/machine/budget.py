@@ -166,18 +166,12 @@ def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
     return max(margin_bytes, round(_doubt(plan) * pool))
 
 
-def segments_of(plan: Plan) -> Literal["expandable", "whole"]:
-    """How the plan's allocator cuts up its pool."""
-    return "expandable" if "expandable_segments:True" in plan.allocator else "whole"
-
-
 def _doubt(plan: Plan) -> float:
     """The share of its forecast by which the pool of such a plan may be larger."""
-    segments = segments_of(plan)
     if not plan.compile:
-        return PLAIN_DOUBT[segments]
+        return PLAIN_DOUBT[plan.segments]
     shares: dict[str, float] = _errors()["compiled_doubt"]
-    return shares[segments] if moves_of(plan) else UNKNOWN_CODE_DOUBT[segments]
+    return (shares if moves_of(plan) else UNKNOWN_CODE_DOUBT)[plan.segments]
 
 
 @cache

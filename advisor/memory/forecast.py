@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from advisor.machine.budget import ERRORS_FILE, margin_for, segments_of
+from advisor.machine.budget import ERRORS_FILE, margin_for
 from advisor.memory.allocator import PoolUse, replay
 from advisor.memory.card import Card
 from advisor.memory.forecast_cache import Answer, keep, key_of, read, read_events, read_step
@@ -166,7 +166,7 @@ def interpret(
 ) -> Forecast:
     """The forecast that follows from a fake rehearsal's measurement and events."""
     plan = measurement.plan
-    expandable = segments_of(plan) == "expandable"
+    expandable = plan.segments == "expandable"
     free = replay(events, expandable)
     tensors, pool = free.peak_allocated, free.peak_reserved
     if plan.compile and not moves_of(plan):
@@ -235,7 +235,7 @@ def group_of(segments: str, compiled: bool) -> str:
 
 def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
     """How far forecasts of such plans were off, in words, by tier."""
-    kind = "answering" if answering else group_of(segments_of(plan), plan.compile)
+    kind = "answering" if answering else group_of(plan.segments, plan.compile)
     if plan.dtype != "bf16":
         return dict.fromkeys(get_args(TierName), f"no measured row computes in {plan.dtype}")
     if not ERRORS_FILE.exists():

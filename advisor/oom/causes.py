@@ -81,6 +81,8 @@ def use_of(message: Message) -> Use | None:
     if not total or tensors is None:
         return None
     scraps, own, others = message.unallocated_bytes or 0, message.process_bytes, message.others
+    if own is not None and own < 0.99 * (tensors + scraps):
+        own = None  # a MIG instance, a container and WSL report 0 or nonsense
     if own is None:
         # In a container the driver's list has the host's numbers, and this process is one of them.
         pool = tensors + scraps

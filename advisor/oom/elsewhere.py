@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from advisor.oom.causes import size
-from advisor.oom.wordings import Memory, Message
+from advisor.oom.known import Memory
+from advisor.oom.wordings import Message
 from profiles.text import argument
 
 _HOST_HELPS = (
@@ -16,19 +17,24 @@ _HOST_HELPS = (
 )
 _TOLD: dict[Memory, tuple[str, tuple[str, ...]]] = {
     "host": ("host memory (RAM) ran out, not the card's", _HOST_HELPS),
+    "pinned": (
+        "pinned host memory (RAM) ran out, not the card's: CUDA calls that out of memory, too",
+        ("the data loader's pin_memory=False, or fewer workers (elsewhere); Windows and WSL pin "
+         "at most half of the RAM", *_HOST_HELPS),
+    ),
     "killed": (
         "the process was killed from outside, most often because host memory (RAM) ran out",
         ("dmesg -T | grep -i 'killed process' says whether it was; so does the record of a "
          "container or a scheduler", *_HOST_HELPS),
     ),
     "shared": (
-        "the shared memory of data-loading workers (/dev/shm) ran out, not the card's",
+        "shared memory (/dev/shm), through which processes pass data, ran out, not the card's",
         ("--set workers=0 needs none (elsewhere: num_workers=0)",
          "in a container raise it: docker run --shm-size=8g, or --ipc=host"),
     ),
     "on-chip": (
-        "not the card's memory: a Triton kernel asks for more shared memory than a processor of "
-        "this card has",
+        "not the card's memory: a kernel asks for more shared memory, registers or threads than a "
+        "processor of this card has",
         ("--set compile=false leaves Triton's kernels out",
          "a smaller batch does not help; another version of the kernel's library may"),
     ),
@@ -53,6 +59,10 @@ _REPORT = re.compile(r"(?:details in|memory, see) (.+?)(?:;|$)")
 def in_words(message: Message) -> tuple[str, tuple[str, ...]]:
     """What ran out, with the message's figures, and what helps."""
     summary, helps = _TOLD[message.memory]
+    if message.memory == "killed" and message.sure:
+        summary = "the process was killed because host memory (RAM) ran out"
+    elif message.memory != "killed" and not message.sure:
+        summary = f"most likely {summary}"
     if message.memory == "host" and message.requested_bytes:
         summary += f"; {size(message.requested_bytes)} were asked for at once"
     if message.memory == "killed" and message.process_bytes:

@@ -145,7 +145,10 @@ def _asked(message: Message) -> str:
     """What was asked for, and how much was free."""
     asked, free, total = message.requested_bytes, message.free_bytes, message.total_bytes
     if not message.sure:
-        return f"most likely the card ran out of memory: {message.wording} could not start"
+        return (
+            f"the card may have run out of memory; this message of {message.wording} has other "
+            "causes, too"
+        )
     text = f"{'the card' if message.gpu is None else f'GPU {message.gpu}'} ran out of memory"
     if asked is None and total is None:
         return f"{text} ({message.wording})"

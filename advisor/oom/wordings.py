@@ -1,33 +1,32 @@
-"""The messages with which PyTorch, CUDA, its libraries and systems say that memory ran out.
+"""Finds the messages that memory ran out in a log, and reads their figures.
 
-Patterns are for text without white space (`Log`). Figures are GiB, MiB, KiB or bytes, as PyTorch
-counts them.
+Figures are GiB, MiB, KiB or bytes, as PyTorch counts them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
 
 from pydantic import Field
 
+from advisor.oom.known import ADVICE, BARE, FIGURED, KILLED, OWN, SIZE, Memory, Wording
 from advisor.oom.log import Log, Stream
 from profiles.records import Frozen
 from profiles.text import one_line
 
-Memory = Literal["card", "host", "killed", "shared", "on-chip", "unified", "size", "run"]
-
-_SIZE = r"(\d{1,11}(?:\.\d{1,4})?)(bytes|[KMGT]i?B)"
 _FACTORS = {"b": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_MOST = 2**44  # bytes: NVML's "not available" comes out as 17179869184 GiB
+_MOST = 2**60  # bytes: NVML's "not available" comes out as 17179869184 GiB
 _WINDOW = 1500  # letters in which a message's figures stand
 _AROUND = 80  # letters: what a message with figures is called before, and ends with
+_TRACEBACK = 2500  # letters before a message in which the lines that led to it stand
 _NEAR = 30  # letters between two names of one thing
 _SHOWN = 160
 _EACH = 200  # messages of one wording in one stream that are looked at
+# Whose GPU a message speaks of, by its first letters.
+_MAKERS = {"HIP": " on AMD", "XPU": " on Intel", "NPU": " on Huawei", "MLU": " on Cambricon",
+           "MUSA": " on Moore Threads"}  # fmt: skip
 
 
 class Process(Frozen):
@@ -57,60 +56,6 @@ class Message(Frozen):
     others: tuple[Process, ...] = Field((), description="other processes on the card")
 
 
-@dataclass(frozen=True)
-class _Wording:
-    memory: Memory
-    name: str
-    pattern: re.Pattern[str]
-    sure: bool = True
-
-
-def _w(memory: Memory, name: str, pattern: str, sure: bool = True) -> _Wording:
-    return _Wording(memory, name, re.compile(pattern), sure)
-
-
-# With figures: a message of these is the best that a log can have.
-_FIGURED = (
-    _w("card", "PyTorch", rf"(?:(?:CUDA|HIP|XPU)outofmemory\.?)?Triedtoallocate{_SIZE}(?!on)"),
-    _w("size", "PyTorch", r"Triedtoallocatemorethan1EB"),
-    _w("card", "PyTorch (cudaMallocAsync)", r"Allocationondevice\d*wouldexceedallowedmemory"),
-    _w("unified", "PyTorch on Apple", r"MPSbackendoutofmemory"),
-    _w("host", "PyTorch's CPU allocator",
-       r"DefaultCPUAllocator:(?:can'tallocatememory|notenoughmemory):youtriedtoallocate"),
-    _w("host", "NumPy", rf"Unabletoallocate{_SIZE}foranarray"),
-    _w("killed", "Linux", r"Outofmemory:Kill(?:ed)?process\d+.{0,60}?total-vm"),
-)  # fmt: skip
-_BARE = (
-    _w("on-chip", "Triton", r"outofresource:sharedmemory"),
-    _w("card", "bitsandbytes", r"Erroroutofmemoryatline\d+infile"),
-    _w("card", "NCCL", r"Cudafailure(?:\d+)?'outofmemory'|FailedtoCUDA[cm]alloc"),
-    _w("card", "CUDA's libraries", r"CU[A-Z]{2,10}_STATUS_ALLOC_FAILED"),
-    _w("card", "CUDA", r"(?:CUDA|HIP)(?:driver)?error:?outofmemory|cudaruntimeerror\(2\)"
-       r"|cudaErrorMemoryAllocation|CUDA_ERROR_OUT_OF_MEMORY|cudaMallocfailed:outofmemory"),
-    _w("card", "PyTorch", r"torch\.(?:cuda\.)?OutOfMemoryError|(?:CUDA|HIP)outofmemory"),
-    _w("card", "accelerate", r"Noexecutablebatchsizefound"),
-    _w("card", "transformers", r"enoughGPURAMtofit"),
-    _w("card", "TensorFlow or JAX", r"OOMwhenallocatingtensor|RESOURCE_EXHAUSTED:Outofmemory"),
-    _w("card", "cuBLAS", r"CUBLAS_STATUS_NOT_INITIALIZED", sure=False),
-    _w("shared", "PyTorch's data loader", r"insufficientsharedmemory\(shm\)|outofsharedmemory"
-       r"|killedbysignal:Buserror"),
-    _w("host", "Windows", r"oserror1455|WinError1455|pagingfileistoosmall"),
-    _w("host", "Python", r"(?<!OutOf)MemoryError|std::bad_alloc|Cannotallocatememory"),
-    _w("killed", "a container or scheduler", r"OOMKill|oom[-_]kill|usingallavailableRAM"),
-    _w("killed", "a launcher", r"(?:exit|return)code[:=]?-9(?!\d)"
-       r"|exit(?:ed)?(?:with)?(?:code|status)[:=]?137(?!\d)"
-       r"|(?<!via)(?<!viaSignals\.)SIGKILL|killedbysignal:Killed|[Ss]ignal9(?!\d)", sure=False),
-)  # fmt: skip
-# Of whole lines, which only end so: bash and zsh of a process that was killed.
-_KILLED = re.compile(r"(?:^|it/s\]|\?\]|\d\s{1,20}|\s{2,20}|zsh: )[Kk]illed(?::? 9|\s{2,20}\S.*|)$")
-_OWN = re.compile(r"out of memory while .+, after step \d+|out of memory, (?:see|and no smaller)")
-# Texts that only speak of it: advice, options, documentation.
-_ADVICE = re.compile(
-    r"(?i)\b(?:if|when|avoid|prevent|may|might|could|can|causes?|reduces?|in case of|leads? to|"
-    r"risk|to fix|help)\b.{0,80}(?:out of memory|OutOfMemoryError|SIGKILL|MemoryError)"
-)
-
-
 def messages(log: Log) -> list[Message]:
     """Every message in a log, in the order of their lines."""
     found = [one for stream in log.streams for one in _in_stream(stream, log)]
@@ -122,9 +67,9 @@ def messages(log: Log) -> list[Message]:
 def _whole_lines(lines: Iterable[tuple[int, str]]) -> Iterator[Message]:
     """The messages that are recognised by their line as it is."""
     for number, line in lines:
-        if "out of memory" in line and _OWN.search(line):
+        if "out of memory" in line and OWN.search(line):
             yield _message("run", "lisa-train", line, number)
-        elif "illed" in line and _KILLED.search(line):
+        elif "illed" in line and KILLED.search(line):
             yield _message("killed", "the shell", line, number, sure=False)
 
 
@@ -133,7 +78,7 @@ def _in_stream(stream: Stream, log: Log) -> Iterator[Message]:
     figured = sorted(
         (
             (match, wording)
-            for wording in _FIGURED
+            for wording in FIGURED
             for match in islice(wording.pattern.finditer(text), _EACH)
         ),
         key=lambda pair: pair[0].start(),
@@ -147,11 +92,13 @@ def _in_stream(stream: Stream, log: Log) -> Iterator[Message]:
         yield _figures(wording, window).model_copy(
             update={"rank": stream.rank, "line": line, "text": _shown(log.lines[line - 1])}
         )
-    for wording in _BARE:
+    for wording in BARE:
         for match in islice(wording.pattern.finditer(text), _EACH):
             line = stream.line_at(match.start())
             inside = any(start <= match.start() <= end for start, end in covered)
-            if inside or _ADVICE.search(log.lines[line - 1][:_WINDOW]):
+            before = text[max(0, match.start() - _TRACEBACK) : match.start()]
+            lacks = wording.after is not None and not wording.after.search(before)
+            if inside or lacks or ADVICE.search(log.lines[line - 1][:_WINDOW]):
                 continue
             covered.append((match.start() - _NEAR, match.end() + _NEAR))
             read = _message(wording.memory, wording.name, log.lines[line - 1], line, wording.sure)
@@ -167,19 +114,18 @@ def _shown(line: str) -> str:
     return one_line(text if len(text) <= _SHOWN else text[:_SHOWN] + " …")
 
 
-def _figures(wording: _Wording, window: str) -> Message:
+def _figures(wording: Wording, window: str) -> Message:
     """The message in `window`, which begins with it."""
     patterns = _FIGURES if wording.memory == "card" else _OTHER_FIGURES
     figures = {name: _size(pattern, window) for name, pattern in patterns.items()}
-    reserved = _size(re.compile(rf"{_SIZE}reservedintotal"), window)
+    reserved = _size(re.compile(rf"{SIZE}reservedintotal"), window)
     if reserved is not None and figures.get("allocated_bytes") is not None:
         figures["unallocated_bytes"] = max(0, reserved - (figures["allocated_bytes"] or 0))
-    gpu = re.search(r"GPU(\d{1,3})(?:;|hasatotal)", window)
-    listed = re.finditer(rf"Process(\d{{1,9}})has{_SIZE}memoryinuse", window)
+    gpu = re.search(r"(?:GPU|NPU)(\d{1,3})(?:;|hasatotal)", window)
+    listed = re.finditer(rf"Process(\d{{1,9}})has{SIZE}memoryinuse", window)
     others = [(int(one[1]), _bytes(one[2], one[3])) for one in listed]
     name = wording.name
-    if window.startswith(("HIP", "XPU")):
-        name += {"H": " on AMD", "X": " on Intel"}[window[0]]
+    name += next((maker for start, maker in _MAKERS.items() if window.startswith(start)), "")
     return Message(
         memory=wording.memory,
         wording=name,
@@ -192,23 +138,23 @@ def _figures(wording: _Wording, window: str) -> Message:
 
 
 _FIGURES = {
-    "requested_bytes": re.compile(rf"Triedtoallocate{_SIZE}|Requested:{_SIZE}"),
-    "total_bytes": re.compile(rf"{_SIZE}totalcapacity|totalcapaci?tyof{_SIZE}|Devicelimit:{_SIZE}"),
-    "free_bytes": re.compile(rf"{_SIZE}free;|ofwhich{_SIZE}isfree|accordingtoCUDA\):{_SIZE}"),
-    "allowed_bytes": re.compile(rf"{_SIZE}allowed;|memoryfraction\):{_SIZE}"),
+    "requested_bytes": re.compile(rf"Triedtoallocate{SIZE}|Requested:{SIZE}"),
+    "total_bytes": re.compile(rf"{SIZE}totalcapacity|totalcapaci?tyof{SIZE}|Devicelimit:{SIZE}"),
+    "free_bytes": re.compile(rf"{SIZE}free;|ofwhich{SIZE}isfree|accordingtoCUDA\):{SIZE}"),
+    "allowed_bytes": re.compile(rf"{SIZE}allowed;|memoryfraction\):{SIZE}"),
     "allocated_bytes": re.compile(
-        rf"{_SIZE}alreadyallocated|allocatedmemory{_SIZE}isallocated|Currentlyallocated:{_SIZE}"
+        rf"{SIZE}alreadyallocated|allocatedmemory{SIZE}isallocated|Currentlyallocated:{SIZE}"
     ),
     # Until PyTorch 1.3 "cached" counted the part of the pool that was not in use.
-    "unallocated_bytes": re.compile(rf"{_SIZE}isreservedbyPyTorchbut|{_SIZE}cached\)"),
-    "process_bytes": re.compile(rf"thisprocesshas{_SIZE}memoryinuse"),
+    "unallocated_bytes": re.compile(rf"{SIZE}isreservedbyPyTorchbut|{SIZE}cached\)"),
+    "process_bytes": re.compile(rf"thisprocesshas{SIZE}memoryinuse"),
 }
 _OTHER_FIGURES = {
     "requested_bytes": re.compile(
-        rf"Triedtoallocate{_SIZE}|youtriedtoallocate(\d{{1,18}})(bytes|GB)|Unabletoallocate{_SIZE}"
+        rf"Triedtoallocate{SIZE}|youtriedtoallocate(\d{{1,18}})(bytes|GB)|Unabletoallocate{SIZE}"
     ),
-    "allowed_bytes": re.compile(rf"maxallowed:{_SIZE}"),
-    "allocated_bytes": re.compile(rf"MPSallocated:{_SIZE}"),
+    "allowed_bytes": re.compile(rf"maxallowed:{SIZE}"),
+    "allocated_bytes": re.compile(rf"MPSallocated:{SIZE}"),
     "process_bytes": re.compile(r"anon-rss:(\d{1,15})(kB)"),
 }
 

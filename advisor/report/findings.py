@@ -106,7 +106,9 @@ def open_name(target: Target | None) -> list[Finding]:
     """A note if the named card may be another one, for which the answer differs."""
     if target is None or target.card is None or not target.others:
         return []
-    what = f"{target.card.title} is assumed, the smallest of that name"
+    smallest = target.card.memory_gb <= min(one.memory_gb for one in target.others)
+    what = f"{target.card.title} is assumed, the {'smallest' if smallest else 'usual one'} "
+    what += "of that name"
     return [Finding(OPEN_NAME, what, fix="--gpu " + " or ".join(one.key for one in target.others))]
 
 
@@ -194,7 +196,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     installed = "" if request.what_if else request.evidence.versions.get("torch", "")
     older = older_build(gpu, installed)
     findings = [] if older is None else [older]
-    why, planned = whole_segments(request, gpu), "expandable_segments:True" in plan.allocator
+    why, planned = whole_segments(request, gpu), plan.segments == "expandable"
     if why and (planned or not request.windows):  # on Windows nobody expects them
         fix = "--set allocator=" if planned else "none needed: the plan does not use them"
         findings.append(Finding(gpu.name, why, fix=fix))

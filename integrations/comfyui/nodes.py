@@ -95,8 +95,8 @@ class LisaSegment:
         for picture in image:
             height, width = picture.shape[:2]
             body, headers = form(file_of(picture), {"question": question, "kind": kind})
-            mask, answer = asked("POST", "/segment", lambda told, size=(height, width):
-                                 read(told, size), SECONDS, body, headers,
+            mask, answer = asked("POST", "/segment", lambda reply, size=(height, width):
+                                 read(reply, size), SECONDS, body, headers,
                                  stop_if_cancelled)  # fmt: skip
             masks.append(torch.from_numpy(mask.astype(np.float32)))
             answers.append(answer)
@@ -198,20 +198,20 @@ def document(content: bytes) -> dict[str, Any]:
 def _said(response: http.client.HTTPResponse, content: bytes) -> str:
     """Why the server refuses, in its words if it has any."""
     with suppress(ValueError):
-        told = document(content)
-        if words := "; ".join(str(told[name]) for name in ("error", "hint") if name in told):
+        reply = document(content)
+        if words := "; ".join(str(reply[name]) for name in ("error", "hint") if name in reply):
             return words
     return f"HTTP {response.status} {response.reason}"
 
 
-def model_of(told: dict[str, Any]) -> str:
+def model_of(reply: dict[str, Any]) -> str:
     """What makes two models give other answers."""
-    return json.dumps([told.get(name) for name in ("model", "plan", "weights")])
+    return json.dumps([reply.get(name) for name in ("model", "plan", "weights")])
 
 
-def read(told: dict[str, Any], size: tuple[int, ...]) -> tuple[np.ndarray, str]:
+def read(reply: dict[str, Any], size: tuple[int, ...]) -> tuple[np.ndarray, str]:
     """All masks of the one answer as one, and its words. Raises ValueError."""
-    match told.get("answers"):
+    match reply.get("answers"):
         case [{"answer": str(answer), "masks": list(masks)}]:
             pass
         case _:

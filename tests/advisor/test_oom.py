@@ -98,6 +98,10 @@ CARDS = [  # text, size of the card, causes
     ("CUDA out of memory. Tried to allocate 55.00 GiB. GPU 0 has a total capacty of 12.00 GiB of "
      "which 9.02 GiB is free. Of the allocated memory 984.00 MiB is allocated by PyTorch, and "
      "463.00 MiB is reserved by PyTorch but unallocated.", 12, ["request"]),
+    # A size that was computed wrongly.
+    ("CUDA out of memory. Tried to allocate 152638.31 GiB. GPU 0 has a total capacity of 79.10 GiB "
+     "of which 77.00 GiB is free. Of the allocated memory 1.20 GiB is allocated by PyTorch, and "
+     "80.00 MiB is reserved by PyTorch but unallocated.", 79.1, ["request"]),
     # A limit of its own.
     ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 64.00 MiB. GPU 0 has a total "
      "capacity of 79.10 GiB of which 70.00 GiB is free. 8.00 GiB allowed; Of the allocated memory "
@@ -121,6 +125,11 @@ CARDS = [  # text, size of the card, causes
      "which 0 bytes is free. Including non-PyTorch memory, this process has 17179869184.00 GiB "
      "memory in use. Of the allocated memory 7.00 GiB is allocated by PyTorch, and 100.00 MiB is "
      "reserved by PyTorch but unallocated.", 8, TENSORS),
+    # A MIG instance: NVML says that the process has nothing, and that is no reason for others.
+    ("CUDA out of memory. Tried to allocate 1.96 GiB. GPU 3 has a total capacity of 23.43 GiB of "
+     "which 210.06 MiB is free. Including non-PyTorch memory, this process has 0 bytes memory in "
+     "use. Of the allocated memory 22.41 GiB is allocated by PyTorch, and 206.09 MiB is reserved "
+     "by PyTorch but unallocated.", 23.43, TENSORS),
     # The other allocator.
     ("torch.cuda.OutOfMemoryError: Allocation on device 0 would exceed allowed memory. (out of "
      "memory)\nCurrently allocated     : 14.42 GiB\nRequested               : 20.00 MiB\nDevice "
@@ -249,6 +258,45 @@ BARE = [
      "MB, max allowed: 18.13 GB). Tried to allocate 1024.00 MB on private pool.", "unified"),
     ("torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate more than 1EB memory.",
      "size"),
+    ("RuntimeError: Unable to find a valid cuDNN algorithm to run convolution", "card"),
+    ("RuntimeError: GET was unable to find an engine to execute this computation", "card"),
+    ("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+     "card"),
+    ("HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`", "card"),
+    ("RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at "
+     '"../c10/cuda/CUDACachingAllocator.cpp":1154, please report a bug to PyTorch.', "card"),
+    ("CUDA error 2 at ggml-cuda.cu:7233: out of memory", "card"),
+    ("CUDA failure 2: out of memory ; GPU=0 ; hostname=a", "card"),
+    ("[defaultAllocator.cpp::allocate::20] Error Code 1: Cuda Runtime (out of memory)", "card"),
+    ("Check failed: error == cudaSuccess (2 vs. 0)  out of memory", "card"),
+    ("THCudaCheck FAIL file=/THCStorage.cu line=41 error=2 : out of memory", "card"),
+    ("RuntimeError: Triton Error [CUDA]: out of memory", "card"),
+    ("Allocator (GPU_0_bfc) ran out of memory trying to allocate 2.25GiB (rounded to 9)", "card"),
+    ("cupy.cuda.memory.OutOfMemoryError: Out of memory allocating 8,000 bytes (allocated so far: "
+     "0 bytes).", "card"),
+    ("Out of memory error on GPU 0. Cannot allocate 256.000000MB memory on GPU 0", "card"),
+    ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_util`",
+     "card"),
+    ("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)", "card"),
+    ("There is not enough GPU video memory available!", "card"),
+    ("failed to alloc 34359738368 bytes on host: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+     "pinned"),
+    ("Caught RuntimeError in pin memory thread for device 0.\n  return data.pin_memory(device)\n"
+     "RuntimeError: CUDA error: out of memory", "pinned"),
+    ("Error: model requires more system memory (5.6 GiB) than is available (3.1 GiB)", "host"),
+    ("Task was killed due to the node running low on memory.", "killed"),
+    ("slurmstepd: error: Job 12 exceeded memory limit (33562812 > 33554432), being killed",
+     "killed"),
+    ("=>> PBS: job killed: mem 5245kb exceeded limit 5120kb", "killed"),
+    ("Command '['python']' returned non-zero exit status -9.", "killed"),
+    ("trainer  Exited (137) 3 minutes ago", "killed"),
+    ("failed (exitcode: -7) local_rank: 0 (pid: 1234) of binary: /usr/bin/python", "shared"),
+    ("Error while creating shared memory segment /dev/shm/nccl-Xb2xNn (size 9637888)", "shared"),
+    ("RuntimeError: unable to write to file </torch_18692_1954506624>", "shared"),
+    ("OSError: [Errno 28] No space left on device: '/dev/shm/sem.mp-abc'", "shared"),
+    ("out of resource: tensor memory, Required: 640, Hardware limit: 512", "on-chip"),
+    ("ptxas error: Entry function 'k' uses too much shared data (0xc000 bytes)", "on-chip"),
+    ("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)", "unified"),
     ("out of memory while training, after step 3; details in runs/a b/out-of-memory/001", "run"),
     ("error: out of memory, and no smaller plan is left; tried:", "run"),
 ]  # fmt: skip
@@ -407,6 +455,14 @@ def test_lines_of_ranks_that_come_mixed_and_cut_are_told_apart():
     told = explain("\n".join(mixed))
     assert told.message is not None and told.message.total_bytes == round(14.75 * GIB)
     assert told.also[0].total_bytes == round(23.65 * GIB)
+
+
+def test_a_message_with_several_causes_is_hedged_and_what_a_scheduler_says_is_not():
+    assert (
+        "may have" in explain("Unable to find a valid cuDNN algorithm to run convolution").summary
+    )
+    assert explain("Bus error (core dumped)").summary.startswith("most likely")
+    assert "because host memory" in explain("TERM_MEMLIMIT: job killed").summary
 
 
 def test_what_is_sure_decides_before_what_is_not():

@@ -54,15 +54,15 @@ def test_toml_and_yaml_say_the_same(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_flags_count_more_than_the_recipe(recipe: Path) -> None:
-    options = TrainOptions(recipe=str(recipe), epochs=7, set_=["lora.alpha=64"])
+    options = TrainOptions(recipe=str(recipe), epochs=7, settings=["lora.alpha=64"])
     plan = Plan().override(options.assignments())
     assert (plan.schedule.epochs, plan.schedule.learning_rate) == (7, 1e-4)
     assert plan.lora is not None and (plan.lora.rank, plan.lora.alpha) == (16, 64)
-    none = TrainOptions(recipe=str(recipe), set_=["lora=null"])  # not the recipe's rank either
+    none = TrainOptions(recipe=str(recipe), settings=["lora=null"])  # not the recipe's rank either
     assert Plan().override(none.assignments()).lora is None
 
 
-TWINS = [one.name for one in fields(TrainOptions) if one.name not in ("recipe", "set_")
+TWINS = [one.name for one in fields(TrainOptions) if one.name not in ("recipe", "settings")
          and TrainOptions(**{one.name: 2}).assignments()]  # fmt: skip
 
 
@@ -71,10 +71,10 @@ def test_an_option_and_its_twin_in_set_must_agree(option: str) -> None:
     for text in TrainOptions(**{option: 2}).assignments():
         if (option, text) == ("lora_r", "lora.alpha=4"):
             continue  # follows the rank, and gives way
-        assert TrainOptions(**{option: 2}, set_=[text]).assignments()[-1] == text
+        assert TrainOptions(**{option: 2}, settings=[text]).assignments()[-1] == text
         name = text.partition("=")[0]
         with pytest.raises(PlanError, match=rf"{name}: has two values \(got .* and 7\)"):
-            TrainOptions(**{option: 2}, set_=[f"{name}=7"]).assignments()
+            TrainOptions(**{option: 2}, settings=[f"{name}=7"]).assignments()
 
 
 def test_a_table_and_a_part_of_it_contradict_each_other() -> None:

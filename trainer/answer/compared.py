@@ -42,7 +42,7 @@ def differences(first: Scored, other: Scored) -> Iterator[str]:
         apart = np.array([ious[name] - others[name] for name in ious])
         where = f"{split} of {data}" if data else split
         where += ", own answers" if answers == "generated" else ""
-        yield f"{where}: {_told(apart, *names)}"
+        yield f"{where}: {_sentence(apart, *names)}"
 
 
 def _kind(path: Path) -> tuple[str, str, str]:
@@ -61,18 +61,18 @@ def _ious(scores: Path) -> dict[str, float]:
     return found if are_numbers(list(found.values())) else {}
 
 
-def _told(apart: np.ndarray, name: str, other: str) -> str:
+def _sentence(apart: np.ndarray, name: str, other: str) -> str:
     """Which run is better by a mean difference, if that is more than the choice of questions makes.
 
     The interval is that of `MaskScores.intervals`, over the questions' differences: what is easy or
-    hard for both runs drops out.
+    hard for both runs does not widen it.
     """
     of, mean = counted(len(apart), "question"), apart.mean()
     if len(apart) < 2:
         return f"{name} has gIoU {mean:+.3f} against {other}; {of} cannot tell which is better"
     ((low, high),) = bootstrapped(len(apart), lambda drawn: (apart[drawn].mean(),))
     if high < 0:
-        return _told(-apart, other, name)
+        return _sentence(-apart, other, name)
     interval = f"95 % interval {low:+.3f} to {high:+.3f}, {of}"
     if low > 0:
         return f"{name} is better than {other}: gIoU {mean:+.3f} ({interval})"

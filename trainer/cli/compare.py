@@ -19,7 +19,7 @@ def compare(
 ) -> None:
     """Compare the first run with each other one: the difference of gIoU and its 95 % interval.
 
-    On the same questions, so what is easy or hard for both drops out.
+    Both answered the same questions, so what is easy or hard for both does not widen the interval.
     """
     with user_errors():
         if len(runs) < 2:
@@ -37,10 +37,10 @@ def _lines(first: Path, *others: Path) -> list[str]:
     scored = [Scored(run.resolve().name, sorted(run.glob(SCORED))) for run in (first, *others)]
     found = []
     for run, other in zip(others, scored[1:], strict=True):
-        told = list(differences(scored[0], other))
-        if not told:
+        lines = list(differences(scored[0], other))
+        if not lines:
             fix = f"lisa-train evaluate {argument(first)}, and evaluate {argument(run)}"
             what = "no scores of the same split, of data of the same name"
             raise ValueError(f"{first} and {run} have {what}\n    hint: {fix}")
-        found += told
+        found += lines
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.files import made
-from profiles.shared_options import Settings, SkipBroken
+from profiles.shared_options import TRAINED_HELP, Settings, SkipBroken
 from profiles.sizes import MIB
 from profiles.streams import say, tell
 from profiles.text import one_line
@@ -22,13 +22,7 @@ if TYPE_CHECKING:
     from trainer.answer.trained_model import Trained
     from trainer.data.formats.reasonseg import Item
 
-Run = Annotated[
-    Path,
-    typer.Argument(
-        help="Run folder, checkpoint, export, or converted model folder; runs/latest is the newest "
-        "of runs/latest-2 and so on, too."
-    ),
-]
+Run = Annotated[Path, typer.Argument(help=TRAINED_HELP)]
 
 
 def evaluate(
@@ -43,11 +37,11 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the scores. Default: evaluation-SPLIT in the run, of other data "
-            "with -on-NAME."
+            help="Folder for the scores. Default: evaluation-SPLIT in the run's folder, "
+            "evaluation-SPLIT-on-NAME for other data than its own."
         ),
     ] = None,
-    set_: Settings = None,
+    settings: Settings = None,
     skip_broken: SkipBroken = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -68,7 +62,7 @@ def evaluate(
             tell(f"left out: {one}")
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
-        trained = find_trained(run, set_ or ())
+        trained = find_trained(run, settings or ())
         summary, lines, target = _scored(trained, items, run, data_dir, out, generate, facts)
     if as_json:
         say(json.dumps(facts | summary, indent=2))
@@ -133,7 +127,7 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="REPO", help="Also upload DST to this hub repository.")
     ] = None,
-    set_: Settings = None,
+    settings: Settings = None,
 ) -> None:
     """Write the trained parts (or, with --merge, the whole model) and a model card to DST."""
     if push is None:
@@ -141,7 +135,7 @@ def export(
     with user_errors(), sigterm_as_ctrl_c():
         from trainer.answer.trained_model import find_trained
 
-        trained = find_trained(newest_run(run), set_ or ())
+        trained = find_trained(newest_run(run), settings or ())
         import_libraries()
         from trainer.convert.export import export_merged, export_trained, upload
 

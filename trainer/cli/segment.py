@@ -16,7 +16,7 @@ from profiles.environment import own_card
 from profiles.exits import fail
 from profiles.files import made, refused
 from profiles.own_files import refuse_others
-from profiles.shared_options import Settings
+from profiles.shared_options import TRAINED_HELP, Settings
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
 from trainer.cli.console import user_errors
@@ -60,13 +60,7 @@ class SegmentOptions:
             '{"image": "a.jpg", "question": "What is hot?"}; or a CSV.'
         ),
     ] = None
-    run: Annotated[
-        Path,
-        typer.Option(
-            help="Run folder, checkpoint, export, or converted model folder; runs/latest is the "
-            "newest of runs/latest-2 and so on, too."
-        ),
-    ] = LATEST
+    run: Annotated[Path, typer.Option(help=TRAINED_HELP)] = LATEST
     out: Annotated[Path, typer.Option(help="Folder for masks and overlays.")] = Path(".")
     phrase: Annotated[bool, typer.Option(help="The question is a noun phrase.")] = False
     explain: Annotated[bool, typer.Option(help="Also ask for the reason.")] = False
@@ -77,7 +71,7 @@ class SegmentOptions:
         str, typer.Option(help="Address for --serve; others than this machine's need a token.")
     ] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="Port for --serve.", min=0, max=65535)] = 8763
-    set_: Settings = None
+    settings: Settings = None
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False
     version: Version = False
 
@@ -125,7 +119,7 @@ def _asked(options: SegmentOptions, image: Path) -> tuple[list[dict[str, Any]], 
     left = ignored_files_line(image) if options.questions is None and image.is_dir() else None
     if left is not None:
         tell(left)
-    trained = find_trained(newest_run(options.run), options.set_ or ())
+    trained = find_trained(newest_run(options.run), options.settings or ())
     broken = unreadable(asked)
     for error in broken.values():
         tell(f"left out: {error}")
@@ -146,12 +140,12 @@ def _asked(options: SegmentOptions, image: Path) -> tuple[list[dict[str, Any]], 
 
 def _served(options: SegmentOptions) -> None:
     """Answer over HTTP until Ctrl-C."""
-    takes_only(options, {"run", "serve", "set_", *OF_SERVER},
+    takes_only(options, {"run", "serve", "settings", *OF_SERVER},
                "--serve gets pictures and questions over HTTP")  # fmt: skip
     from trainer.answer.trained_model import find_trained
     from trainer.cli.serve import serve
 
-    assignments = options.set_ or ()
+    assignments = options.settings or ()
     with user_errors():
         chosen = newest_run(options.run)
         serve(find_trained(chosen, assignments), chosen, assignments, options.host, options.port)

@@ -52,7 +52,7 @@ def _how_to_resume(folder: Path) -> str:
 
 def _prepare_and_train(run: PlannedRun) -> None:
     from trainer.cli.ranks import announce
-    from trainer.parallel.launch import must_start_processes, start_processes
+    from trainer.parallel.launch import must_start_processes
     from trainer.run.shortages import OutOfMemory, replace_process
 
     for name, value in run.started.environment.items():
@@ -62,18 +62,7 @@ def _prepare_and_train(run: PlannedRun) -> None:
     run, checkpoint = _checked(run, data)
     write_start(run)
     if must_start_processes(run.plan):
-        command = ["-m", "trainer.cli", "worker", operand(run.folder)]
-        arguments = command + ["--resume"] * run.resumes
-        code = start_processes(run.plan.processes, arguments)
-        if code == -signal.SIGABRT:
-            fail("a process gave up, see what it said: NCCL does so where another one is lost\n"
-                 f"    hint: lisa-train --resume {argument(run.folder)}", EXIT_FAILED)  # fmt: skip
-        if code < 0:
-            fail(f"a process was ended by {signal.Signals(-code).name}, by the system or somebody\n"
-                 f"    hint: if host memory ran out, free some; lisa-train --resume "
-                 f"{argument(run.folder)}", EXIT_FAILED)  # fmt: skip
-        if code != EXIT_OUT_OF_MEMORY:
-            raise typer.Exit(code)
+        _train_in_processes(run)
         replace_process(run.folder)
     import_libraries()
     announce(run, data, checkpoint)
@@ -83,6 +72,23 @@ def _prepare_and_train(run: PlannedRun) -> None:
         if "RANK" in os.environ:  # the launcher has to start all processes again
             raise
         replace_process(run.folder)
+
+
+def _train_in_processes(run: PlannedRun) -> None:
+    """Train in as many processes as the plan has; ends unless one of them ran out of memory."""
+    from trainer.parallel.launch import start_processes
+
+    command = ["-m", "trainer.cli", "worker", operand(run.folder)]
+    code = start_processes(run.plan.processes, command + ["--resume"] * run.resumes)
+    resume = f"lisa-train --resume {argument(run.folder)}"
+    if code == -signal.SIGABRT:
+        fail("a process gave up, see its message: NCCL does so where another one is lost\n"
+             f"    hint: {resume}", EXIT_FAILED)  # fmt: skip
+    if code < 0:
+        fail(f"a process was ended by {signal.Signals(-code).name}, by the system or somebody\n"
+             f"    hint: if host memory ran out, free some; {resume}", EXIT_FAILED)  # fmt: skip
+    if code != EXIT_OUT_OF_MEMORY:
+        raise typer.Exit(code)
 
 
 def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:

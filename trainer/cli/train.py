@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,16 +15,17 @@ from profiles.command_line import Commands, model_names
 from profiles.command_options import must_be_bare, takes, takes_only
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
-from profiles.overrides import assigned, of_another
+from profiles.overrides import assigned
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
 from profiles.text import is_text, some
+from trainer.cli.chosen_plan import chosen_plan, refuse_gpus_on_cpu
 from trainer.cli.compare import compare
 from trainer.cli.console import sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
-from trainer.cli.ranks import as_launched, deciding, join, launch_settings, weakest
+from trainer.cli.ranks import deciding, join
 from trainer.cli.restarted import begun_before, launcher_name
 from trainer.cli.results import evaluate, export
 from trainer.cli.start import resume_run, start_run
@@ -46,11 +47,6 @@ from trainer.process import (
     work_offline,
 )
 from trainer.run.folder import LATEST, RECORD, new_run, newest_run
-
-if TYPE_CHECKING:
-    from advisor.advice import Advice
-    from advisor.machine.gpu import Machine
-    from profiles.plan import Plan
 
 app = Commands(
     examples=["lisa-train --auto --model tiny --data-dir DIR", "lisa-train --resume runs/latest"]
@@ -75,7 +71,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
         fail("--auto and --plan: give one of the two")
     if options.prefer != "usual" and (options.plan or options.resume):
         fail("--prefer chooses a plan: leave it out with --plan and --resume")
-    if options.use_lora and assigned(options.set_ or ()).get("lora") == "null":
+    if options.use_lora and assigned(options.settings or ()).get("lora") == "null":
         fail("--use-lora and --set lora=null: give one of the two")
     if options.resume is not None:
         _resume(options, options.resume)
@@ -115,7 +111,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
             return join(run, data, cache)
     with deciding():
         if options.gpus is not None and (run / "plan.json").exists():
-            _refuse_gpus_on_cpu(options.gpus, Plan.read(run / "plan.json").device == "cpu")
+            refuse_gpus_on_cpu(options.gpus, Plan.read(run / "plan.json").device == "cpu")
         resume_run(run, data, cache, options.keeping(), changes)
 
 
@@ -147,7 +143,7 @@ def _start(options: TrainOptions) -> None:
                           Keeping(**options.keeping()), skip_broken=most,
                           adapter=options.adapter, launcher=launcher_name())  # fmt: skip
         with deciding(), new_run(options.output_dir) as folder:
-            plan, advice = _resolve(options, data)
+            plan, advice = chosen_plan(options, data)
             if options.use_lora and plan.lora is None:  # an advised plan has adapters already
                 plan = plan.override([f"lora={Lora().model_dump_json()}"])
             if advice is not None:  # the user's settings stay, whatever else changes for memory
@@ -195,102 +191,6 @@ def convert(
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * GIB))
     say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
-
-
-def _resolve(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
-    """The plan of the file with the settings, or the advisor's plan with the advice."""
-    from profiles.plan import Plan
-
-    model, assignments = options.model, options.assignments()
-    own = options.lora_alpha is not None or "lora.alpha" in assigned(options.set_ or [])
-    if options.lora_r is not None and not own:
-        alpha = assigned(assignments)["lora.alpha"]
-        tell(f"note: --lora-r {options.lora_r} makes alpha {alpha}; --lora-alpha sets another")
-    if options.plan is not None:
-        base = Plan.read(options.plan)
-        plan = base.override(assignments + ([f"model={model}"] if model else []))
-        if note := of_another(base.model, plan.model):
-            tell(note)
-        plan = as_launched(plan, assigned(assignments))
-        _refuse_gpus_on_cpu(options.gpus, plan.device == "cpu")
-        _refuse_large_on_cpu(plan.model, plan.device == "cpu")
-        return plan, None
-    from advisor.dry_run import measured
-    from advisor.machine.evidence import Evidence
-    from advisor.machine.probe import probe
-    from advisor.machine.target import pick_gpu
-    from advisor.machine.torch_builds import TORCH
-    from advisor.machine.versions import VERSIONS
-    from advisor.memory.live import live_forecast
-    from advisor.preflight import advise
-    from advisor.report.findings import PICTURES
-    from profiles.models import model_profile
-
-    if not options.auto:
-        tell("no --plan given: training the one that lisa-advise chooses (--auto)")
-    assignments += launch_settings(assigned(assignments))
-    here = probe()
-    machine = weakest(here)
-    on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
-    _refuse_gpus_on_cpu(options.gpus, on_cpu)
-    live = live_forecast(machine, None, data, tell)
-    advice = advise(
-        machine,
-        model,
-        tuple(assignments),
-        data=data,
-        live=live,
-        evidence=Evidence.here(),
-        prefer=options.prefer,
-    )
-    _refuse_absent_cards(machine, assignments)
-    _refuse_large_on_cpu(advice.model, on_cpu)
-    for finding in advice.findings:
-        if finding.where in (VERSIONS, PICTURES, TORCH):
-            tell(f"note: {finding}")
-    if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
-        advice = measured(advice, tell)
-    tell(f"{advice.verdict}: {advice.summary}")
-    # lisa-tiny is small enough to try untested settings, unless the user asked for advice.
-    packaged = model_profile(advice.model).packaged
-    tries = not options.auto and packaged and advice.verdict == "UNKNOWN"
-    if advice.plan is None or (advice.exit_code and not tries):
-        for finding in advice.findings:
-            if finding.where == advice.model and finding.fix:
-                tell(f"    hint: {finding.fix}")
-        raise typer.Exit(advice.exit_code)
-    return as_launched(advice.plan, assigned(assignments)), advice
-
-
-def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
-    """End if a large model would train on the CPU, where an epoch takes days."""
-    from profiles.models import model_profile
-
-    if on_cpu and not model_profile(model).packaged:
-        fail(
-            f"{model}: training it needs a GPU; on a CPU one epoch would take days\n"
-            "    hint: lisa-advise doctor says what is missing here, "
-            f"lisa-advise --model {model} --vram 8GiB what a card could do; "
-            "--model tiny trains on a CPU"
-        )
-
-
-def _refuse_gpus_on_cpu(gpus: int | None, on_cpu: bool) -> None:
-    """End if GPUs are asked for by --gpus, and the training would be on the CPU."""
-    if gpus is not None and on_cpu:
-        fail(
-            f"--gpus: got {gpus}, and this training would be on the CPU\n"
-            "    hint: lisa-advise doctor says what a GPU here lacks; "
-            f"--set processes={gpus} starts as many processes on the CPU"
-        )
-
-
-def _refuse_absent_cards(machine: Machine, assignments: list[str]) -> None:
-    """End if this machine is to start more processes than it has cards. Raises PlanError."""
-    from advisor.request import must_have_cards
-
-    if not is_launched(os.environ):  # else each rank has a card of its own
-        must_have_cards(machine, assignments)
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:

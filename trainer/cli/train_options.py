@@ -10,10 +10,11 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
-from profiles.overrides import must_agree, of_rank
+from profiles.overrides import given_settings
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
 from profiles.shared_options import (
+    NEWEST,
     Gpus,
     LoraRank,
     Nodes,
@@ -47,13 +48,12 @@ class TrainOptions:
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Continue a run; with --epochs N one that has ended, too. runs/latest is the "
-            "newest of runs/latest-2 and so on.",
+            help=f"Continue a run; with --epochs N also one that has ended. {NEWEST}",
         ),
     ] = None
     plan: Annotated[Path | None, typer.Option(help="Train with this plan.json.")] = None
     recipe: Recipe = None
-    set_: Settings = None
+    settings: Settings = None
     prefer: Annotated[
         Preference,
         typer.Option(help="With --auto: what counts first among plans that fit."),
@@ -69,7 +69,7 @@ class TrainOptions:
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
     lora_r: LoraRank = None
     lora_alpha: Annotated[
-        float | None, typer.Option(help="LoRA alpha, where it is not to follow --lora-r.")
+        float | None, typer.Option(help="LoRA's alpha, if not twice --lora-r.")
     ] = None
     lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
@@ -112,7 +112,9 @@ class TrainOptions:
 
         Raises PlanError for a recipe that cannot be read, and for a setting with two values.
         """
-        flags = {
+        options = {
+            "quantization": "none" if self.no_quantization else None,
+            **self._processes(),
             "weights": self.weights,
             "schedule.epochs": self.epochs,
             "micro_batch": self.batch_size,
@@ -125,15 +127,15 @@ class TrainOptions:
             "schedule.learning_rate": self.lr,
             "seed": self.seed,
         }
-        found = ["quantization=none"] if self.no_quantization else []
-        if self.gpus or self.nodes:
-            nodes = self.nodes or 1
-            found += [f"processes={(self.gpus or started_here()) * nodes}", f"nodes={nodes}"]
-        found += [f"{key}={value}" for key, value in flags.items() if value is not None]
-        more = self.set_ or []
-        found += [*of_rank(self.lora_r, [*found, *more]), *more]
-        must_agree(found)
-        return with_recipe(self.recipe, found, self.model)
+        given = given_settings(options, self.settings or (), self.lora_r)
+        return with_recipe(self.recipe, given, self.model)
+
+    def _processes(self) -> dict[str, int]:
+        """What --gpus and --nodes set."""
+        if not (self.gpus or self.nodes):
+            return {}
+        nodes = self.nodes or 1
+        return {"processes": (self.gpus or started_here()) * nodes, "nodes": nodes}
 
     def keeping(self) -> dict[str, Any]:
         """The fields of Keeping that were given. Raises ValueError."""

@@ -11,7 +11,7 @@ import hashlib
 import os
 import secrets
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -76,9 +76,8 @@ class FeatureCache:
         return None
 
     def write(self, image: Path, features: Mapping[str, Tensor]) -> None:
-        """Store a picture's features by name: aside first, then renamed."""
+        """Store a picture's features by name, contiguous ones: aside first, then renamed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        features = {name: value.contiguous().cpu() for name, value in features.items()}
         aside = self.folder / f".{ASIDE}-{secrets.randbits(63)}"
         try:
             save_file(
@@ -120,7 +119,7 @@ def read_entry(path: Path, key: str) -> dict[str, Tensor]:
 def _checksum(features: Mapping[str, Tensor]) -> int:
     total = 0
     for _, value in sorted(features.items()):
-        total = zlib.crc32(value.flatten().view(torch.uint8).numpy().tobytes(), total)
+        total = zlib.crc32(value.flatten().view(torch.uint8).numpy().data, total)
     return total
 
 
@@ -142,24 +141,28 @@ def fill_cache(
     """Build the missing and damaged entries; returns how many. The encoder loads only if needed."""
     # By age, not by process: a cache may be shared between machines. An entry takes a second.
     sweep(cache.folder, [ASIDE], STALE_SECONDS)
-    encode: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
-    family = family_of(plan.profile)
-    built = 0
+    family, the_encoder = family_of(plan.profile), lru_cache(load_encoder)
 
     def pixels_of(image: Path) -> Mapping[str, Tensor] | None:
         if cache.problem(image) is None:
             return None
         return family.pixels(read_image(image), encoder, plan.profile)
 
-    for done, (image, pixels) in enumerate(zip(images, one_ahead(pixels_of, images), strict=True)):
-        progress(done, len(images))
-        # Meanwhile the picture before may have built it: an import links one for every question.
-        if pixels is None or (problem := cache.problem(image)) is None:
-            continue
-        if problem:
-            report(f"rebuilding {problem}")
-        encode = encode or load_encoder()
-        cache.write(image, encode(pixels))
-        built += 1
+    def encoded() -> Iterator[tuple[Path, dict[str, Tensor]]]:
+        begun: set[Path] = set()  # an import links a picture for every question about it
+        pairs = zip(images, one_ahead(pixels_of, images), strict=True)
+        for done, (image, pixels) in enumerate(pairs):
+            progress(done, len(images))
+            entry = cache.entry(image)
+            if pixels is None or entry in begun or (problem := cache.problem(image)) is None:
+                continue
+            if problem:
+                report(f"rebuilding {problem}")
+            begun.add(entry)
+            features = the_encoder()(pixels)
+            yield image, {name: value.contiguous().cpu() for name, value in features.items()}
+
+    # While a picture is encoded the next one is read and the one before is written.
+    built = sum(1 for _ in one_ahead(lambda pair: cache.write(*pair), encoded()))
     progress(len(images), len(images))
     return built

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,9 @@ _ALL_FORMATS = (*_IMAGE_FORMATS, "GIF")
 PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 _END = b"\xff\xd9"  # JPEG's marker of the end
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # one that ends coded pixels: restarts do not
+_SEGMENT = re.compile(rb"(\xff[\xc0-\xfe])(?=(..))", re.DOTALL)  # and its length
+# Comments and metadata, but not the two by which libjpeg tells colours: JFIF's and Adobe's.
+_SKIPPED = {b"\xff\xfe"} | {bytes((0xFF, 0xE0 + n)) for n in range(16)} - {b"\xff\xe0", b"\xff\xee"}
 # Suffixes of pictures in lower case; also of formats that are not read, to report them.
 PICTURE_SUFFIXES = frozenset(
     (*IMAGE_SUFFIXES, ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".apng", ".webp", ".bmp", ".dib",
@@ -42,29 +46,25 @@ def read_image(path: Path) -> ByteArray:
     Raises DataError: missing, not a picture, truncated, or beyond Pillow's MAX_IMAGE_PIXELS or
     LONGEST_SIDE.
     """
-    report = Report(Path(path))
-    opened = open_image(report, _to_rgb, _ALL_FORMATS)
-    if opened is None:
-        raise DataError(report.findings)
-    return opened[1]
+    return _opened(path, _to_rgb)[1]
 
 
 def size_of(path: Path) -> Size:
     """Height and width of a picture as `read_image` gives it, from its header. Raises DataError."""
-    return _size(path, lambda image: None)
+    return _opened(path, lambda image: None)[0]
 
 
 def whole_size_of(path: Path) -> Size:
     """The same of a picture that can be decoded as a whole. Raises DataError."""
-    return _size(path, load_whole)
+    return _opened(path, load_whole)[0]
 
 
-def _size(path: Path, read: Callable[[Image.Image], object]) -> Size:
+def _opened(path: Path, read: Callable[[Image.Image], ReadT]) -> tuple[Size, ReadT]:
     report = Report(Path(path))
     opened = open_image(report, read, _ALL_FORMATS)
     if opened is None:
         raise DataError(report.findings)
-    return opened[0]
+    return opened
 
 
 def is_picture(path: Path) -> bool:
@@ -165,7 +165,27 @@ def _is_complete(image: Image.Image) -> bool:
     marker = _MARKER.search(content, start)
     if marker is None or marker[0] != _END:
         return False
-    with suppress(Exception), Image.open(BytesIO(content[:start] + _END), formats=["JPEG"]) as head:
-        _load_smallest(head)
+    return _decodes(_tables(content[:start]))
+
+
+def _tables(header: bytes) -> bytes:
+    """A JPEG's header without comments and metadata, which its decoder skips.
+
+    What is left, sizes and tables, many pictures have in common.
+    """
+    kept, place = [header[:2]], 2
+    while segment := _SEGMENT.match(header, place):
+        end = segment.end(1) + int.from_bytes(segment[2])
+        if segment[1] not in _SKIPPED:
+            kept.append(header[place:end])
+        place = end
+    return b"".join(kept) if place == len(header) else header
+
+
+@lru_cache(maxsize=1000)
+def _decodes(header: bytes) -> bool:
+    """Whether a JPEG with this header and no pixels can be decoded."""
+    with suppress(Exception), Image.open(BytesIO(header + _END), formats=["JPEG"]) as image:
+        _load_smallest(image)
         return True
     return False

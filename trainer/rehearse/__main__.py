@@ -96,7 +96,7 @@ def _take_the_worst_sample(plan: Plan, arguments: argparse.Namespace) -> DataCou
 def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:
     """The rehearsal without a GPU; writes --events and --timeline."""
     gc.disable()  # a process of seconds
-    from trainer.rehearse.fake import cannot_forecast, fake_rehearsal
+    from trainer.rehearse.fake import counted, fake_rehearsal
     from trainer.rehearse.fake_answer import fake_answer
     from trainer.rehearse.memory_trace import Unforeseen
     from trainer.rehearse.repeated_layers import NotAlike
@@ -119,7 +119,7 @@ def _faked(plan: Plan, arguments: argparse.Namespace) -> Measurement:
                 write_timeline if file else None, arguments.answer_tokens,
             )  # fmt: skip
     except (Unforeseen, NotAlike) as error:
-        measurement = cannot_forecast(plan, text, masks, str(error))
+        measurement = counted(plan, text, masks, error=str(error))
     if arguments.events:
         arguments.events.write_bytes(array("q", chain.from_iterable(events)).tobytes())
     return measurement

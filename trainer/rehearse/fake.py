@@ -7,9 +7,10 @@ tensors cannot show is added by name, in `Measurement.assumed`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
 from profiles.plan import Plan
 from profiles.sizes import MIB
+from trainer.batch import Batch
 from trainer.data.samples import padded_length
 from trainer.hardware import versions
 from trainer.model.build import fill, skeleton, some_tokenizer
@@ -36,26 +38,21 @@ from trainer.rehearse.compiled_layers import LayerVisits, compiled_events
 from trainer.rehearse.dummy_batch import MadeUp
 from trainer.rehearse.fake_tensors import fake_tensors, faked
 from trainer.rehearse.gradient_buckets import GradientBuckets
-from trainer.rehearse.memory_trace import INSIDE, MemoryTrace, rounded
+from trainer.rehearse.memory_trace import MemoryTrace, rounded
 from trainer.rehearse.repeated_layers import Repeater
 from trainer.rehearse.repeated_work import RepeatedEncoder, RepeatedLinears
+from trainer.rehearse.step_timeline import components, timeline
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 
 # Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
 # else 8.125 (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG). Twice 32 were seen on an H100.
 CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
-# What a tensor is that was made in a phase and still lives at the peak.
-BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
-        "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
-        "load": "frozen weights", "answer": "keys and values"}  # fmt: skip
-ACTIVATIONS = "activations kept", "transient"  # where compiled layers save
 # Parts of the backward pass after its first, down to the layers.
 LAYERS, BELOW = "backward through the layers", "backward below the layers"
-ENCODER = " encoder"  # ends the name of a phase in which one looks at a picture
-POINTS = 400  # moments of a step in a timeline
 PASSES = "forward", "backward"
-STEPS = 2  # the first allocates the optimizer's state
-STEPS_WHOLE = 5  # of whole segments: over some steps the pool may grow by another one
+# The first allocates the optimizer's state. Whole segments: over some steps the pool may grow by
+# another one.
+STEPS = {"expandable": 2, "whole": 5}
 
 
 def fake_rehearsal(
@@ -79,54 +76,52 @@ def fake_rehearsal(
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
     with not_collected():  # nothing here is in cycles that hold tensors; looking takes 15 %
         seen = watch(plan, (text_tokens, text_tokens), masks, workspace, True, tell, answer_tokens)
-    assumed = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
-               f"{compute_capability[0]}.{compute_capability[1]}) and 1 MiB"]  # fmt: skip
-    if seen.paged:
-        assumed.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
     peaks = seen.trace.peaks()
     load = peaks.pop("load")
     saved = compiled_saving(plan, text_tokens) if plan.compile else {}
     if saved:
-        less = saved[LAYERS] / MIB
-        more = f"{abs(less):.0f} MiB {'less' if less >= 0 else 'more'}"
-        assumed.append(f"compiled layers take {more} (a rule from measured rows)")
         peaks |= _with_saved(seen.trace.peaks(parts=True), saved)
     moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}
     events, timed = seen.trace.events, 0
     if moves:
         events, timed = compiled_events(seen.trace, seen.visits.back, moves)
-    step = _timeline(plan, seen.trace, saved)
-    # The peak of compiled layers may be in another phase than that of the plain ones traced.
-    live = step.live_at_peak() if saved else components(seen.trace)
+    step = timeline(plan, seen.trace, saved)
     if drawn is not None:
         drawn(step)
-    measurement = Measurement(
-        plan=plan,
-        verdict="UNKNOWN",
-        gpu="none: fake tensors",
-        gpu_bytes=0,
-        text_tokens=(text_tokens, text_tokens),
-        masks=masks,
-        answer_tokens=answer_tokens,
-        load_peak_bytes=load,
-        peak_allocated_bytes=max(peaks.values()),
-        phases=peaks,
-        live_at_peak=live,
+    measurement = counted(
+        plan, text_tokens, masks, answer_tokens=answer_tokens,
+        load_peak_bytes=load, peak_allocated_bytes=max(peaks.values()), phases=peaks,
+        # The peak of compiled layers may be in another phase than that of the plain ones traced.
+        live_at_peak=step.live_at_peak() if saved else components(seen.trace),
         host_bytes=seen.host + plan.local_processes * timed,
-        assumed=tuple(assumed),
-        versions=versions(),
-        random_weights=True,
-    )
+        assumed=_assumed(seen, workspace, compute_capability, saved),
+    )  # fmt: skip
     return measurement, events
 
 
-def components(trace: MemoryTrace) -> dict[str, int]:
-    """Bytes at the peak by what they are."""
-    live: dict[str, int] = {}
-    for label, size in trace.live_at_peak().items():
-        component = "encoders" if label.endswith(ENCODER) else BORN.get(label, label)
-        live[component] = live.get(component, 0) + size
-    return live
+def counted(plan: Plan, text_tokens: int, masks: int, **found: Any) -> Measurement:
+    """What fake tensors show of a plan: there is no card, and so no verdict."""
+    return Measurement(
+        plan=plan, verdict="UNKNOWN", gpu="none: fake tensors", gpu_bytes=0,
+        text_tokens=(text_tokens, text_tokens), masks=masks, versions=versions(),
+        random_weights=True, **found,
+    )  # fmt: skip
+
+
+def _assumed(
+    seen: Watched, workspace: int, compute_capability: tuple[int, int], saved: Mapping[str, int]
+) -> tuple[str, ...]:
+    """What the figures rest on beside what was counted."""
+    major, minor = compute_capability
+    found = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
+             f"{major}.{minor}) and 1 MiB"]  # fmt: skip
+    if seen.paged:
+        found.append(f"{seen.paged / MIB:.1f} MiB of paged optimizer state are off the card")
+    if saved:
+        less = saved[LAYERS] / MIB
+        more = f"{abs(less):.0f} MiB {'less' if less >= 0 else 'more'}"
+        found.append(f"compiled layers take {more} (a rule from measured rows)")
+    return tuple(found)
 
 
 def _with_saved(peaks: Mapping[str, int], saved: Mapping[str, int]) -> dict[str, int]:
@@ -136,66 +131,6 @@ def _with_saved(peaks: Mapping[str, int], saved: Mapping[str, int]) -> dict[str,
         "forward": less["forward"],
         "backward": max(less["backward"], less[LAYERS], less[BELOW]),
     }
-
-
-def _timeline(plan: Plan, trace: MemoryTrace, saved: Mapping[str, int]) -> Timeline:
-    """The last step by component, less what compiled layers save in each phase."""
-    by_label, phases, parts_of_phases = trace.last_step(POINTS)
-    moments: list[dict[str, int]] = [{} for _ in next(iter(by_label.values()))]
-    for label, sizes in by_label.items():
-        name = BORN.get(label, label)
-        for moment, size in zip(moments, sizes, strict=True):
-            moment[name] = moment.get(name, 0) + size
-    ends = [first for first, _ in parts_of_phases[1:]] + [len(moments)]
-    spans = [(*span, end) for span, end in zip(parts_of_phases, ends, strict=True)]
-    for part, most in saved.items():
-        places = [n for first, name, end in spans if name == part for n in range(first, end)]
-        for place, moment in zip(places, _less(moments, places, most), strict=True):
-            moments[place] = moment
-    parts = {name: [moment[name] for moment in moments] for name in moments[0]}
-    return Timeline(plan=plan, parts=parts, phases=tuple(phases))
-
-
-def _less(moments: list[dict[str, int]], places: list[int], saved: int) -> list[dict[str, int]]:
-    """A phase's moments, `saved` bytes below their peak and by share where less is kept."""
-    phase = [moments[place] for place in places]
-    peak = max(phase, key=lambda moment: sum(moment.values()))
-    top, whole = sum(peak.values()) - saved, _activations(peak)
-    found = []
-    for moment in phase:
-        share = saved * min(1.0, _activations(moment) / whole) if whole else 0
-        found.append(_lessened(moment, max(round(share), sum(moment.values()) - top)))
-    return found
-
-
-def _activations(live: Mapping[str, int]) -> int:
-    return sum(live.get(name, 0) for name in ACTIVATIONS)
-
-
-def _lessened(live: Mapping[str, int], saved: int) -> dict[str, int]:
-    """What lives less the bytes that compiled layers save: of activations, those kept first."""
-    found = dict(live)
-    for name in ACTIVATIONS:
-        less = min(saved, found.get(name, 0))
-        saved -= less
-        if less:
-            found[name] -= less
-    return found
-
-
-def cannot_forecast(plan: Plan, text_tokens: int, masks: int, reason: str) -> Measurement:
-    """A result without a figure, with the reason."""
-    return Measurement(
-        plan=plan,
-        verdict="UNKNOWN",
-        error=reason,
-        gpu="none: fake tensors",
-        gpu_bytes=0,
-        text_tokens=(text_tokens, text_tokens),
-        masks=masks,
-        versions=versions(),
-        random_weights=True,
-    )
 
 
 def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
@@ -247,7 +182,6 @@ def watch(
     for name, tensor in model.on_card():
         trace.hold([tensor], component_of(model, name, tensor))
     optimizer = make_optimizer(model, shown)  # an 8-bit one makes its code out of real numbers
-    accelerator = Accelerator(cpu=True)
     buckets = GradientBuckets(trace, model, len(batches)) if plan.processes > 1 else None
     if extend:
         _repeat_layers(model, trace, plan)
@@ -258,25 +192,34 @@ def watch(
     _divide_backward(model, trace)
     model.register_forward_pre_hook(lambda *_: trace.begin("forward"))
     model.register_forward_hook(lambda *_: trace.begin("backward"))
-    paged = 0
     with fake_tensors(mode), trace:
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
-        for step in range(STEPS if "expandable" in plan.allocator else STEPS_WHOLE):
-            if buckets is not None and step == 1:
-                buckets.rebuild()
-            accumulate(model, batches, total_of(batches, accelerator), accelerator)
-            if buckets is None:
-                trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
-            trace.begin("clipping")
-            clip(model, plan, accelerator)
-            trace.begin("optimizer")
-            update(optimizer)
-            paged = _hold_state(trace, optimizer, plan)
+        paged = _train(model, batches, optimizer, trace, plan, buckets)
     trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
     return Watched(trace, visits, paged, host)
+
+
+def _train(
+    model: SegmentationModel, batches: Sequence[Batch], optimizer: torch.optim.Optimizer,
+    trace: MemoryTrace, plan: Plan, buckets: GradientBuckets | None,
+) -> int:  # fmt: skip
+    """Take the plan's steps under the trace; bytes of paged optimizer state."""
+    accelerator, paged = Accelerator(cpu=True), 0
+    for step in range(STEPS[plan.segments]):
+        if buckets is not None and step == 1:
+            buckets.rebuild()
+        accumulate(model, batches, total_of(batches, accelerator), accelerator)
+        if buckets is None:
+            trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+        trace.begin("clipping")
+        clip(model, plan, accelerator)
+        trace.begin("optimizer")
+        update(optimizer)
+        paged = _hold_state(trace, optimizer, plan)
+    return paged
 
 
 def _load(

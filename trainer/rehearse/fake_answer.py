@@ -12,16 +12,16 @@ from profiles.families import MASK
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from profiles.sizes import MIB
-from trainer.hardware import versions
 from trainer.model.answering import Answering
 from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
 from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.weights import ShapesAlone
 from trainer.rehearse.dummy_batch import MadeUp, numbers_of
-from trainer.rehearse.fake import CUBLAS_WORKSPACE, ENCODER, components
+from trainer.rehearse.fake import CUBLAS_WORKSPACE, counted
 from trainer.rehearse.fake_tensors import fake_tensors, faked
 from trainer.rehearse.memory_trace import MemoryTrace
+from trainer.rehearse.step_timeline import ENCODER, components
 
 # All is done on a stream of its own (`own_stream`), but these operators of bitsandbytes are not.
 DEFAULT_STREAM, GRAPH = 1, 2
@@ -47,14 +47,14 @@ def fake_answer(
     trace = MemoryTrace(workspace, tell)
     trace.result_streams = {getattr(torch.ops.bitsandbytes, name): DEFAULT_STREAM
                             for name in ON_DEFAULT_STREAM}  # fmt: skip
-    bones = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
+    shells = {encoder: skeleton(plan.profile, tokenizer) for encoder in plan.cached_encoders}
     model = skeleton(plan.profile, tokenizer)
     numbers = {name: numbers_of(facts, 1) for name, facts in plan.profile.encoders.items()}
     with fake_tensors() as mode, trace:
         for encoder in plan.cached_encoders:
             trace.begin(f"{encoder}{ENCODER}")
             facts = plan.profile.encoders[encoder]
-            part = FrozenEncoder(bones.pop(encoder), plan, encoder, cpu, source)
+            part = FrozenEncoder(shells.pop(encoder), plan, encoder, cpu, source)
             shown = {name: torch.empty(shape) for name, shape in facts.pixels.items()}
             pixels: dict[str, Tensor] = {n: mode.from_tensor(t) for n, t in shown.items()}
             part(pixels | numbers[encoder])
@@ -79,12 +79,10 @@ def fake_answer(
     trace.close()
     peaks = trace.peaks()
     load = peaks.pop("load")
-    measurement = Measurement(
-        plan=plan, verdict="UNKNOWN", gpu="none: fake tensors", gpu_bytes=0,
-        text_tokens=(text_tokens, text_tokens), masks=1, load_peak_bytes=load, phases=peaks,
+    measurement = counted(
+        plan, text_tokens, 1, load_peak_bytes=load, phases=peaks,
         peak_allocated_bytes=max(load, *peaks.values()), live_at_peak=components(trace),
         host_bytes=sum(t.numel() * t.element_size() for t in host_tensors(model)),
         assumed=(f"cuBLAS workspace of {workspace / MIB:.1f} MiB and 1 MiB",),
-        versions=versions(), random_weights=True,
     )  # fmt: skip
     return measurement, trace.events

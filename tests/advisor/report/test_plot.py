@@ -255,7 +255,7 @@ def test_what_cannot_be_drawn_is_said_before_the_work(
 
 
 def test_every_part_that_is_counted_is_explained() -> None:
-    from trainer.rehearse.fake import BORN
+    from trainer.rehearse.step_timeline import BORN
 
     assert set(BORN.values()) <= EXPLANATIONS.keys()
     for name in (*get_args(TierName), "usable", "free", "margin", "compiled layers"):

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -86,6 +87,26 @@ def test_copies_of_a_picture_in_a_row_are_built_once(tmp_path: Path) -> None:
         return doubled(shown)
 
     assert fill(FeatureCache(tmp_path, "clip-test"), slowly, copies)[0] == 1
+
+
+def test_a_picture_is_written_while_the_next_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, encoded, second = FeatureCache.write, [], Event()
+
+    def encode(shown: dict[str, Tensor]) -> dict[str, Tensor]:
+        encoded.append(shown)
+        if len(encoded) == 2:
+            second.set()
+        return doubled(shown)
+
+    def waiting(cache: FeatureCache, image: Path, features: dict[str, Tensor]) -> None:
+        assert second.wait(20)
+        write(cache, image, features)
+
+    monkeypatch.setattr(FeatureCache, "write", waiting)
+    cache = FeatureCache(tmp_path, "clip-test")
+    assert fill(cache, encode) == (len(IMAGES), []) and is_whole(cache)
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:

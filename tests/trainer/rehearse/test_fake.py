@@ -21,9 +21,10 @@ from tests.conftest import ROOT, tiny_plan
 from trainer.model.build import read_tokenizer
 from trainer.model.footprint import needed_bytes
 from trainer.rehearse import memory_trace
-from trainer.rehearse.fake import ACTIVATIONS, fake_rehearsal, watch
+from trainer.rehearse.fake import fake_rehearsal, watch
 from trainer.rehearse.memory_trace import MemoryTrace, Unforeseen, rounded
 from trainer.rehearse.repeated_layers import NotAlike, Repeater
+from trainer.rehearse.step_timeline import ACTIVATIONS
 
 WORKSPACE = 8320 * 1024
 
@@ -46,11 +47,11 @@ def test_forecast_meets_the_measured_row(name: str) -> None:
     measured = measured_rows()[name]
     plan = Plan.parse(measured["plan"])
     _, events = fake_rehearsal(plan, measured["text_tokens"][1], measured["masks"], (9, 0))
-    found = replay(events, "expandable" in plan.allocator)
+    found = replay(events, plan.segments == "expandable")
     error = found.peak_allocated / measured["peak_allocated_bytes"] - 1
     assert abs(error) < 0.002, f"tensors {error:+.3%}"
     error = found.peak_reserved / measured["peak_reserved_bytes"] - 1
-    allowed = 0.02 if "expandable" in plan.allocator else 0.001
+    allowed = 0.02 if plan.segments == "expandable" else 0.001
     assert abs(error) < allowed, f"pool {error:+.2%}"
 
 
@@ -65,7 +66,7 @@ def test_compiled_layers_with_adapters_on_every_linear_meet_their_rows(name: str
     assert found.peak_allocated_bytes is not None
     assert abs(found.peak_allocated_bytes / measured["peak_allocated_bytes"] - 1) < 0.002
     # By the moves of their code; replayed as plain ones the first row's were 11.9 % too low.
-    pool = replay(events, "expandable" in plan.allocator).peak_reserved
+    pool = replay(events, plan.segments == "expandable").peak_reserved
     assert -0.01 < pool / measured["peak_reserved_bytes"] - 1 < 0.045
 
 

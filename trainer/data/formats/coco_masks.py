@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias
 
 import cv2
@@ -221,14 +222,14 @@ def _joined(lengths: list[int]) -> list[int]:
 def _lengths(texts: Sequence[bytes]) -> list[NDArray[np.int64]]:
     """The lengths in several valid texts of COCO, as `_unpacked` returns them, vectorised."""
     digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
-    last = np.flatnonzero(digits < 32)
+    (last,) = (digits < 32).nonzero()
     values = (digits[last] & 31 ^ 16).astype(np.int64) - 16  # the highest bits, with the sign
     longer, back = np.arange(len(last)), 1
     while len(longer := longer[digits[last[longer] - back] >= 32]):
         values[longer] = (values[longer] << 5) + (digits[last[longer] - back] & 31)
         back += 1
     found, start = [], 0
-    for end in np.searchsorted(last, np.cumsum([len(text) for text in texts])).tolist():
+    for end in last.searchsorted(list(accumulate(map(len, texts)))).tolist():
         for those in (values[start + 1 : end : 2], values[start + 2 : end : 2]):
             np.add.accumulate(those, out=those)
         found.append(values[start:end])

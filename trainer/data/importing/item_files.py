@@ -102,13 +102,12 @@ class ItemFiles:
         counts = Counter[str]()
         for split, paths in zip(self.splits.assign(self.known), self._paths, strict=True):
             folder = "" if split is None else self._folder(split) + os.sep
-            for path in paths:
-                files = path, f"{os.path.splitext(path)[0]}.json"
-                if split is None:
-                    for file in files:
+            misplaced = [path for path in paths if not folder or not path.startswith(folder)]
+            for path in misplaced:
+                for file in (path, f"{os.path.splitext(path)[0]}.json"):
+                    if split is None:
                         os.remove(file)
-                elif not path.startswith(folder):
-                    for file in files:
+                    else:
                         os.rename(file, folder + os.path.basename(file))
             if split is not None:
                 counts[split] += len(paths)

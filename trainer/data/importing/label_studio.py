@@ -78,7 +78,8 @@ def _regions(
     if kept is None:
         allowed = "a task with its annotations, as the export JSON has (not JSON-MIN)"
         got = f"the keys {some(task)}" if isinstance(task, dict) else task
-        report.add(place, got, allowed, "export as JSON from Label Studio")
+        fix = "export as JSON from Label Studio; from other tools as COCO's instances"
+        report.add(place, got, allowed, fix)
         return {}
     if len(kept) > 1:
         fix = "keep one of them in Label Studio: import cannot know whose outlines are right"

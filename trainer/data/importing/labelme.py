@@ -100,7 +100,8 @@ def _notes(report: Report, conventions: Conventions) -> dict[str, Any] | None:
     allowed = "LabelMe's {imagePath, shapes}"
     notes = load_json(report, object, allowed, LARGEST_FILE, conventions.text)
     if other := _other_content(notes):
-        report.add("file", other, allowed, "move it out of the folder")
+        fix = "move it out of the folder; another tool's annotations: export COCO's instances"
+        report.add("file", other, allowed, fix)
         return None
     if isinstance(notes, dict) and "annotations" not in notes:
         return notes

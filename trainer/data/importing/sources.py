@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from profiles.splits import SPLITS
@@ -46,12 +47,8 @@ class Source:
             yield from self._of_splits(by_split)
             return
         for drawing in self._of_one():
-            yield replace(drawing, split=self._split_of(drawing))
-
-    def _split_of(self, drawing: Drawing) -> str | None:
-        """By the folder of its annotation in the source, or else of the picture's name."""
-        below = Path(os.path.relpath(drawing.notes, self.path))
-        return split_of_folders(below) or split_of_folders(Path(drawing.name))
+            split = _split_of(drawing.notes, self.path, os.path.dirname(drawing.name))
+            yield replace(drawing, split=split)
 
     def _by_split(self) -> dict[str, Path]:
         """The COCO files of a folder that has one for each split, as Roboflow's and CVAT's have."""
@@ -115,7 +112,7 @@ class Source:
         if not any(is_other(Report(path, self.findings)) for path in others):
             pictures = sum(path.suffix.lower() in PICTURE_SUFFIXES for path in there)
             fix = "name the folder that has them, or export them so"
-            fix += "; masks painted as pictures are not read" if pictures else ""
+            fix += "; of painted masks: docs/own-data.md#painted-masks" if pictures else ""
             got = f"{counted(pictures, 'picture')} and no such file"
             Report(self.path, self.findings).add("annotations", got, READ, fix)
 
@@ -140,6 +137,13 @@ class Source:
                 is_foreign(Report(path, foreign))
         if foreign:
             self.conventions.notes.append(f"not read: {foreign[0]}")
+
+
+@lru_cache(maxsize=1000)  # most pictures share it
+def _split_of(notes: Path, source: Path, folder: str) -> str | None:
+    """By the folder of an annotation in the source, or else of its picture's name."""
+    below = Path(os.path.relpath(notes, source))
+    return split_of_folders(below) or split_of_folders(Path(folder, "picture"))
 
 
 def _is_coco(path: Path) -> bool:

@@ -134,6 +134,28 @@ def test_the_pages_example_is_read(tmp_path: Path) -> None:
     assert {i.texts[0] for i in items(tmp_path)} == {*example["text"], "the bright box"}
 
 
+@pytest.mark.parametrize("mode, means", [("P", None), ("RGB", '{(128, 0, 0): "cat"}')])
+def test_the_pages_script_reads_painted_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, means: str | None
+) -> None:
+    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    script = page.partition("### Painted masks")[2].partition("```python")[2].partition("```")[0]
+    shown = np.zeros(SIZE, np.uint8)
+    shown[TOP:BOTTOM, LEFT:RIGHT] = 1
+    for n in range(2):
+        picture(tmp_path / "in" / "images" / f"{n}.jpg", n)
+        mask = Image.fromarray(shown, "P")
+        mask.putpalette([0, 0, 0, 128, 0, 0])
+        (tmp_path / "in" / "masks").mkdir(exist_ok=True)
+        mask.convert(mode).save(tmp_path / "in" / "masks" / f"{n}.png")
+    monkeypatch.chdir(tmp_path / "in")
+    exec(script.replace('{1: "cat", 2: "dog"}', means or '{1: "cat", 2: "dog"}'), {})
+    imported(tmp_path / "in" / "annotations.json")
+    found = items(tmp_path / "in")
+    assert [item.texts[0] for item in found] == ["cat", "cat"]
+    assert all((mask_of(item) == shown.astype(bool)).all() for item in found)
+
+
 def test_other_questions_may_be_asked_about_the_texts(tmp_path: Path) -> None:
     source = data(tmp_path / "in")
     questions = tmp_path / "questions.csv"

@@ -183,6 +183,29 @@ def test_what_is_not_read_is_named_with_the_export_that_is(
     ("a.json", '{"version": "2", "item": {"name": "a.jpg"}, "annotations": []}', "V7's Darwin"),
     ("a.json", '{"info": {"description": "ISAT", "name": "a.jpg"}, "objects": []}', "ISAT's JSON"),
     ("a.ndjson", '{"data_row": {"external_id": "a.jpg"}, "projects": {}}', "Labelbox's export"),
+    ("a.json", '[{"ID": "x", "DataRow ID": "y", "Label": {}}]', "Labelbox's older export"),
+    ("a.json", '{"dataset": "d", "image": {"original_filename": "a"}, "annotations": []}', "V7's"),
+    ("a.json", '{"metadata": {"name": "a.jpg"}, "instances": []}', "SuperAnnotate's JSON"),
+    ("a.json", '[{"metadata": {"name": "a.jpg"}, "instances": []}]', "SuperAnnotate's JSON"),
+    ("a.json", '{"project_name": "p", "export_format_version": "1.1", "images": []}', "Hasty's"),
+    ("a.json", '[{"id": "1", "externalId": "a.jpg", "labels": []}]', "Kili's JSON"),
+    ("a.json", '[{"task_id": "1", "response": {"annotations": []}}]', "Scale's tasks"),
+    ("a.json", '[{"name": "a.jpg", "labels": [{"poly2d": []}]}]', "BDD100K"),
+    ("a.json", '{"name": "v1", "dataset": {"task_type": "x", "samples": []}}', "Segments.ai's"),
+    ("a.json", '{"samples": [{"filepath": "a.jpg"}]}', "FiftyOne's JSON"),
+    ("a.json", '{"image": {"image_id": 1}, "annotations": []}', "SA-1B's JSON"),
+    ("a.json", '[{"image": "a.jpg", "annotations": [{"coordinates": {"x": 1}}]}]', "CreateML's"),
+    ("a.json", '{"filename": "/a.jpg", "annotations": [{"coordinates": [[{"x": 5}]]}]}',
+     "Dataloop's JSON"),
+    ("a.json", '[{"label_hash": "x", "data_units": {}}]', "Encord"),
+    ("a.json", '{"version": "3.1", "config": {"file": {}}, "file": {"1": {"fname": "a.jpg"}}}',
+     "VIA 3"),
+    ("a.json", '{"annotation": {"filename": "a.jpg", "object": []}}', "ADE20K's own JSON"),
+    ("a.xml", "<annotation><filename>a.jpg</filename><object><polygon></polygon></object>"
+     "</annotation>", "LabelMe's web tool"),
+    ("a.geojson", '[{"type": "Feature", "geometry": {}}]', "GeoJSON"),
+    ("train.parquet", "PAR1", "a binary file (.parquet)"),
+    ("a.manifest", '{"source-ref": "s3://b/a.jpg"}', "SageMaker Ground Truth"),
 ])  # fmt: skip
 def test_json_of_other_tools_is_known_by_its_first_keys(
     tmp_path: Path, name: str, text: str, what: str
@@ -192,6 +215,21 @@ def test_json_of_other_tools_is_known_by_its_first_keys(
     with pytest.raises(DataError) as refused:
         import_annotations(tmp_path / "in", tmp_path / "out")
     assert what in str(refused.value) and "COCO" in str(refused.value.findings[0].fix)
+
+
+@pytest.mark.parametrize("name, text, what", [
+    ("a.json", '[{"ref_id": 1, "ann_id": [1], "sentences": []}]', "RefCOCO's references"),
+    ("refs(unc).p", "(lp0", "a binary file (.p)"),
+    ("a.json", '[{"id": "1", "image": "a.jpg", "conversations": []}]', "LLaVA's dialogues"),
+])  # fmt: skip
+def test_what_lisa_train_reads_as_it_is_is_not_imported(
+    tmp_path: Path, name: str, text: str, what: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(DataError) as refused:
+        import_annotations(tmp_path / "in", tmp_path / "out")
+    assert what in str(refused.value) and "docs/data.md" in str(refused.value.findings[0].fix)
 
 
 def test_the_table_names_what_made_each_row() -> None:
