@@ -4,11 +4,13 @@
 
 LISA 7B with random weights trains on made-up pictures whose questions are all as long, read, cut
 and collated by data workers, features from the cache. The time between updates counts, whatever it
-went into. The rehearsal has rows of the same length.
+went into. Every few steps the rehearsal's step has its turn, on the same model, with rows of the
+same length: minutes apart CPU and card differ by more than loop and rehearsal do.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import statistics
@@ -19,7 +21,7 @@ import time
 from contextlib import suppress
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -27,8 +29,11 @@ from PIL import Image
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.plan import Plan
 
-ROOT = Path(__file__).resolve().parents[1]
-PICTURES, LINKS, STEPS = 12, 60, 40  # items about each picture: an epoch outlasts the prefetching
+if TYPE_CHECKING:
+    from trainer.run.run import Run
+
+PICTURES, LINKS = 12, 60  # items about each picture: an epoch outlasts the prefetching
+TURNS, STEPS = 4, 10  # of the loop and of the rehearsal each; the first turn warms up
 ROWS = {1: 10, 3: 9, 6: 6}  # a micro-batch, which is the effective batch
 QUESTION = "Which of the things in this picture would somebody of the house have used here lately"
 
@@ -40,7 +45,7 @@ def plan_of(questions: int) -> Plan:
         "model": "7b", "weights": "random", "device": "cuda", "checkpointed_layers": "all",
         "host_embeddings": True, "compile": True, "questions_per_picture": questions,
         "micro_batch": rows, "accumulation": 1, "workers": 4,
-        "schedule": {"epochs": STEPS * rows * questions // (PICTURES * LINKS) + 2},
+        "schedule": {"epochs": TURNS * STEPS * rows * questions // (PICTURES * LINKS) + 2},
     })  # fmt: skip
 
 
@@ -64,46 +69,82 @@ def write_data(root: Path) -> None:
             place.with_suffix(".json").write_text(json.dumps(fields))
 
 
-def looped(plan: Plan, data: Path, folder: Path) -> tuple[float, float, int]:
-    """Seconds from update to update and of the step itself, medians; the rows' text tokens."""
+class Turns:
+    """Steps of a run's loop, and in turns with them steps of its rehearsal."""
+
+    def __init__(self, run: Run) -> None:
+        from trainer.data.micro_batches import MicroBatches
+        from trainer.rehearse.dummy_batch import MadeUp
+
+        self.run, self.plan, self.append = run, run.plan, run.records.append
+        visits = next(MicroBatches(run.train_set, run.plan).of_epoch(0))
+        self.text = max(run.train_set.encoded(visit).text_tokens for visit in visits)
+        made = MadeUp(run.plan, run.tokenizer, (self.text, self.text),
+                      run.plan.questions_per_picture).step()  # fmt: skip
+        self.made = [batch.pin_memory() for batch in made]
+        self.moments: list[float] = []  # of updates in this turn
+        self.apart: list[list[float]] = []  # of each turn
+        self.steps: list[list[float]] = []
+        self.rehearsed: list[list[float]] = []
+        self.own: list[float] = []
+
+    def record(self, row: dict[str, Any]) -> None:
+        """In the place of the run's own: the rehearsal has its turn after so many steps."""
+        self.append(row)
+        if "loss" not in row:
+            return
+        self.moments.append(time.perf_counter())
+        self.own.append(row["step_seconds"])
+        if len(self.moments) == STEPS:
+            self.apart.append([later - earlier for earlier, later in pairwise(self.moments)])
+            self.steps.append(self.own[1:])
+            self.rehearsed.append([self._rehearse() for _ in range(STEPS)][1:])
+            self.moments, self.own = [], []
+            self.run.stop.asked = len(self.apart) == TURNS
+
+    def _rehearse(self) -> float:
+        """Seconds of a step, as a rehearsal times it."""
+        import torch
+
+        from trainer.step import training_step
+
+        run = self.run
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        training_step(run.wrapped, self.made, run.optimizer, self.plan, run.accelerator)
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+def looped(plan: Plan, data: Path, folder: Path) -> Turns:
+    """A run that was stopped after all turns."""
     from trainer.data.formats.reasonseg import read_split
-    from trainer.data.micro_batches import MicroBatches
     from trainer.reporter import Reporter
     from trainer.run.run import Run
 
-    moments: list[float] = []
-    steps: list[float] = []
     silent = Reporter(lambda text: None, lambda what, done, total: None)
     train, val = read_split(data, "train"), read_split(data, "val")
-    run = Run(plan, train, val, folder, folder / "cache", silent)
-    rows = [run.train_set.encoded(v) for v in next(MicroBatches(run.train_set, plan).of_epoch(0))]
-    append = run.records.append
-
-    def timed(row: dict[str, Any]) -> None:
-        append(row)
-        if "loss" in row:
-            moments.append(time.perf_counter())
-            steps.append(row["step_seconds"])
-            if len(moments) > STEPS:
-                run.stop.asked = True
-
-    run.records.append = timed  # type: ignore[method-assign]
+    turns = Turns(Run(plan, train, val, folder, folder / "cache", silent))
+    turns.run.records.append = turns.record  # type: ignore[method-assign]
     with suppress(KeyboardInterrupt):
-        run.train()
-    apart = [later - earlier for earlier, later in pairwise(moments)]
-    text = max(row.text_tokens for row in rows)
-    return statistics.median(apart[5:]), statistics.median(steps[5:]), text
+        turns.run.train()
+    return turns
 
 
-def rehearsed(plan: Plan, text: int, folder: Path) -> dict[str, Any]:
-    """The rehearsal's measurement, in a process of its own."""
-    path = folder / "plan.json"
-    path.write_text(plan.to_json())
-    command = [sys.executable, "-m", "trainer.rehearse", str(path), "--text-tokens", str(text),
-               "--cap-gib", "7.3"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def measured(turns: Turns) -> dict[str, Any]:
+    """Medians of all turns after the first, and how far the loop was off in each."""
+    loop, own, rehearsal = (
+        [statistics.median(turn) for turn in one[1:]]
+        for one in (turns.apart, turns.steps, turns.rehearsed)
+    )
+    middle = statistics.median(loop)
+    return {
+        "text_tokens": turns.text, "loop_seconds": round(middle, 4),
+        "loop_step_seconds": round(statistics.median(own), 4),
+        "rehearsal_seconds": round(statistics.median(rehearsal), 4),
+        "off_in_turns": [round(a / b - 1, 4) for a, b in zip(loop, rehearsal, strict=True)],
+        "loop_questions_per_second": round(turns.plan.effective_batch / middle, 2),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -118,20 +159,18 @@ def main() -> None:
     os.environ.update(dict.fromkeys(ALLOCATOR_VARIABLES, plan.allocator))
     import torch
 
+    from trainer.hardware import versions
+
     total = torch.cuda.get_device_properties(0).total_memory
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_data(folder / "data")
         torch.cuda.set_per_process_memory_fraction(7.3 * 2**30 / total)
-        seconds, step, text = looped(plan, folder / "data", folder)
-        torch.cuda.empty_cache()
-        said = rehearsed(plan, text, folder)
+        found = measured(looped(plan, folder / "data", folder))
     row = {
-        "questions_per_picture": questions, "rows": plan.micro_batch, "text_tokens": text,
-        "loop_seconds": round(seconds, 4), "loop_step_seconds": step,
-        "rehearsal_seconds": said["step_seconds"],
-        "loop_questions_per_second": round(plan.effective_batch / seconds, 2),
-        "gpu": torch.cuda.get_device_name(), "versions": said["versions"],
+        "kind": "loop", "date": datetime.date.today().isoformat(), "rested": False,
+        "questions_per_picture": questions, "rows": plan.micro_batch, **found,
+        "gpu": torch.cuda.get_device_name(), "versions": versions(),
     }  # fmt: skip
     print(json.dumps(row), flush=True)
 

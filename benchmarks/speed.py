@@ -26,6 +26,8 @@ from timed import (
     WAITING,
     Row,
     machine_of,
+    of_one_machine,
+    pace_of,
     paces,
     rows_of_two,
     timed_rows,
@@ -298,6 +300,21 @@ def ranges_text(known: Factors) -> str:
     )
 
 
+def pace_text() -> str:
+    """How much the pace of one machine's CPU changes, and what follows its pace."""
+    steps = ", ".join(f"*{row.name}* x {pace_of(row):.2f}" for row in of_one_machine())
+    (sam,) = (r for r in rows_of(HERE / "paces.jsonl") if r["kind"] == "sam2")
+    pictures, loops = ([1e3 * s for s in sam[f"{n}_seconds"]] for n in ("picture", "loop"))
+    ratios = [one / other for one, other in zip(pictures, loops, strict=True)]
+    off = max(abs(ratio / statistics.mean(ratios) - 1) for ratio in ratios)
+    return (
+        f"The pace is one of a moment, too. On one H200's machine, within two minutes: {steps}.\n"
+        f"A loop of Python alone took {min(loops):.0f} to {max(loops):.0f} ms there, and SAM 2 "
+        f"{min(pictures):.0f} to {max(pictures):.0f} ms a picture,\nwhich followed the loop beside "
+        f"it to within {off:.0%} (`benchmarks/paces.jsonl`). So the pace of a machine is not kept."
+    )
+
+
 def whole_epochs(log: str) -> list[float]:
     """Seconds from the end of one evaluation to the end of the next, in one process."""
     ends: list[float] = []
@@ -358,6 +375,7 @@ def main() -> None:
         "steps": table,
         "two": two_table(),
         "encoders": encoder_table(),
+        "pace": [pace_text()],
         "ranges": [ranges_text(known)],
         "epochs": [epochs_text()],
     }

@@ -149,6 +149,7 @@ def looped() -> str:
     for row in (row for row in rows("shared") if row["kind"] == "loop"):
         off_by = row["loop_seconds"] / row["rehearsal_seconds"] - 1
         how = ", whose card rested between its steps," if row["rested"] else ""
+        how = " in turns with it" if "off_in_turns" in row else how
         parts.append(
             f"The loop of `lisa-train`, with {row['rows']} pictures of "
             f"{row['questions_per_picture']} questions each, took {row['loop_seconds']:.3f} s from "

@@ -42,7 +42,7 @@ class Frame:
         height, width = self.inner(*image.shape[:2])
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         framed = np.zeros((self.side, self.side, 3), np.float32)
-        framed[:height, :width] = (np.asarray(resized, np.float32) - MEAN) / STD
+        framed[:height, :width] = normalised(np.asarray(resized), MEAN, STD)
         return framed.transpose(2, 0, 1)
 
     def mask(self, mask: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
@@ -63,6 +63,16 @@ class Frame:
         resize = partial(functional.interpolate, mode="bilinear", align_corners=False)
         framed = resize(logits[:, None].float(), size=(self.side, self.side))
         return resize(framed[..., : inner[0], : inner[1]], size=(height, width))[:, 0]
+
+
+def normalised(
+    image: NDArray[np.uint8 | np.float32], mean: NDArray[np.float32], std: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(image [H, W, 3] - mean) / std, a row at a time: numpy takes longer for three values each."""
+    rows, width = image.reshape(len(image), -1), image.shape[1]
+    values = np.subtract(rows, np.tile(mean, width), dtype=np.float32)
+    values /= np.tile(std, width)
+    return values.reshape(image.shape)
 
 
 def inner_size(height: int, width: int, side: int) -> tuple[int, int]:

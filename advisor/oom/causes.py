@@ -190,7 +190,10 @@ def _refused(message: Message, use: Use, asked: int, windows: bool) -> Cause | N
         f"{size(free)} were free when the error was written, more than was asked for: the "
         "driver refused although there was room"
     )
-    fix = "look for a limit of the virtual GPU or the container, and for processes that come and go"
+    fix = (
+        "look for a limit of the virtual GPU or the container, and for processes that come and go; "
+        "under WSL enlarge Windows' paging file"
+    )
     if windows:
         fix = "enlarge Windows' paging file: the driver backs all memory of the card with it"
     return Cause(name="refused", text=text, helps=(fix,))

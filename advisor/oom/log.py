@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 
 _CONTROL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]|[\x00\x07\x08]+"
+    r"|[\u2500-\u257f]+"  # the frame that rich draws around a message, and cuts it with
 )
 # What launchers, log collectors and quoting put in front of a line, one at a time.
 _PREFIX = re.compile(
     r"\s*(?:\[rank(\d+)\]:?|\[default(\d+)\]:|\[\d+,(\d+)\]<std(?:err|out)>:|rank ?(\d+):"
-    r"|(\d{1,4}): |\([\w.-]+ pid=(\d+)[^)]{0,60}\)"
+    r"|(\d{1,4}): |\[(pod/[\w./-]{1,80})\]"
+    r"|([a-z][\w.-]{0,40}\d|\d{1,3}(?:\.\d{1,3}){3}): "  # a machine, as pdsh has it
+    r"|\([\w.-]+ pid=(\d+)[^)]{0,60}\)"
     r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?Z?|[>#]|[\w.-]{1,40} +\| )\s?",
     re.IGNORECASE,
 )

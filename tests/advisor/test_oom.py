@@ -173,6 +173,9 @@ def variants(text: str) -> dict[str, str]:
         "torchrun": "\n".join(f"[rank0]: {line}" for line in ("Traceback:", *wrapped.split("\n"))),
         "srun": "\n".join(f"0: {line}" for line in wrapped.split("\n")),
         "mpirun": "\n".join(f"[1,0]<stderr>:{line}" for line in wrapped.split("\n")),
+        "pdsh": "\n".join(f"gpu-node1: {line}" for line in wrapped.split("\n")),
+        "kubectl": "\n".join(f"[pod/train-0/main] {line}" for line in wrapped.split("\n")),
+        "rich": "\n".join(f"│ {line:<71} │" for line in wrapped.split("\n")),
         "Ray": f"(Worker pid=26572, ip=10.0.0.1) {text}",
         "a container": "\n".join(f"trainer-1  | {line}" for line in wrapped.split("\n")),
         "times": "\n".join(f"2025-11-12T11:25:13.4961658Z {ln}" for ln in wrapped.split("\n")),
@@ -475,6 +478,16 @@ def test_figures_decide_before_a_bare_message_of_the_same_memory():
         f"RuntimeError: CUDA error: out of memory\n\nsecond try\n{'x' * 200}\n{CAPACITY}"
     )
     assert told.causes and told.message is not None and told.message.line == 5
+
+
+def test_a_configuration_that_inductor_left_out_is_no_error():
+    tried = (
+        "ERROR:torch._inductor.select_algorithm:Exception No valid triton configs. OutOfMemory: "
+        "out of resource: triton_mm Required: 262144 Hardware limit:232448 Reducing block sizes or "
+        "`num_stages` may help. for benchmark choice TritonTemplateCaller(/tmp/a.py)"
+    )
+    assert explain(tried).memory is None
+    assert explain(f"{tried}\n{CAPACITY}").memory == "card"
 
 
 def test_a_message_counts_once():

@@ -139,7 +139,7 @@ def is_foreign(report: Report) -> bool:
         fix = _DATA if report.path.suffix == ".p" else _OWN  # RefCOCO's references
         report.add("file", f"a binary file ({report.path.suffix})", READ, fix)
         return True
-    head = start.decode("utf-8-sig", "ignore")
+    head = start.decode("utf-8-sig", "ignore").lstrip()
     if '"shapes"' in head:  # LabelMe's, of which a folder may have a hundred thousand
         return False
     for pattern, what, fix in _KINDS:

@@ -9,7 +9,7 @@ from PIL import Image
 from profiles.families import VISION
 from profiles.families.llava_sam import Profile
 from profiles.settings import Encoder
-from trainer.frame import Frame, middle
+from trainer.frame import Frame, middle, normalised
 
 # Part of the feature cache's key: raise it when pixels come out differently.
 VERSION = 1
@@ -30,7 +30,7 @@ def clip_pixels(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
     resized = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     crop = np.asarray(resized.crop((left, top, left + side, top + side)), np.float32) / 255.0
-    return ((crop - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
+    return normalised(crop, CLIP_MEAN, CLIP_STD).transpose(2, 0, 1)
 
 
 def pixels(image: NDArray[np.uint8], encoder: Encoder, profile: Profile) -> NDArray[np.float32]:
