@@ -6,7 +6,7 @@ here. A test fails for a setting that is missing from SETTINGS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter, eq, ge, le
@@ -282,6 +282,12 @@ def needs_no_more(plan: Plan, other: Plan, apart: frozenset[str] = frozenset()) 
     Settings `apart` are not compared. False means "not known", not "more".
     """
     return _no_more(plan, other, "", apart)
+
+
+def no_more_by(names: Sequence[str], plan: Plan, other: Plan) -> bool:
+    """What `needs_no_more` says of these settings alone."""
+    pairs = ((SETTINGS[n].counts, getattr(plan, n), getattr(other, n)) for n in names)
+    return all(no_more is None or no_more(value, bound) for no_more, value, bound in pairs)
 
 
 def _no_more(settings: Any, other: Any, table: str, apart: frozenset[str] = frozenset()) -> bool:

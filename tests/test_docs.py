@@ -295,6 +295,7 @@ def test_the_forms_ask_for_what_the_commands_print() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rehearsals_here")
 def test_the_workflow_of_the_docs_runs(tmp_path: Path) -> None:
     """Its own commands, in order, after installing; a plan is committed as a user would make it."""
     commands = [step for step in workflow_steps() if not step.startswith("pip ")]

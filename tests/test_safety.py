@@ -223,8 +223,17 @@ def test_what_is_half_done_is_private(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------- no code of the folder that one stands in
+# Forecasts and the doctor's step start processes, too: tests/test_wheel.py walks in such a folder.
 
 PLANTED = ("pydantic", "numpy", "torch", "profiles", "trainer", "sitecustomize", "usercustomize")
+
+
+def plant(folder: Path, marks: Path) -> set[str]:
+    """Modules that leave a mark when they run; the names of their files."""
+    for name in PLANTED:
+        code = f"open({str(marks / name)!r}, 'w').close()\n"
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    return {f"{name}.py" for name in PLANTED}
 
 
 @pytest.fixture
@@ -232,9 +241,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
     """Stand in a folder of modules that would tell of being run; which of them were."""
     folder = tmp_path / "planted"
     folder.mkdir()
-    for name in PLANTED:
-        code = f"open({str(tmp_path / name)!r}, 'w').close()\n"
-        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    plant(folder, tmp_path)
     monkeypatch.chdir(folder)
     # The tests' own path leads to libraries, never to the folder of the planted ones.
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -246,22 +253,6 @@ def test_planted_modules_would_run_without_the_switch(strangers: Callable[[], li
     """What the tests below look for does happen: they could fail."""
     subprocess.run([sys.executable, "-c", "import pydantic, numpy, profiles"])
     assert strangers()
-
-
-def test_a_forecast_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
-    from advisor.rehearsal import rehearsed
-
-    plan = tiny_plan(cached_encoders=["mask", "vision"], lora=None, train=["text_hidden_fcs"])
-    measured = rehearsed(plan, ["--fake"], {}, Path("logs"))
-    assert measured.peak_allocated_bytes
-    assert strangers() == []
-
-
-def test_the_selftest_runs_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:
-    from advisor.doctor import _selftest
-
-    assert "error" not in _selftest("cpu")
-    assert strangers() == []
 
 
 def test_several_processes_run_no_code_of_the_folder(strangers: Callable[[], list[str]]) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from profiles.files import HOLDER, LOCK
 from tests.test_docs import script
+from tests.test_safety import plant
 
 ROOT = Path(__file__).parents[1]
 IGNORED = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache"}
@@ -42,7 +43,7 @@ def ended(
     command: list[str | Path], folder: Path, more: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """A command run in `folder`, with none of the checkout's surroundings, but with `more`."""
-    own = ("PYTHONPATH", "VIRTUAL_ENV", "XDG_", "HF_", "TORCH")
+    own = ("PYTHONPATH", "PYTHONSAFEPATH", "VIRTUAL_ENV", "XDG_", "HF_", "TORCH")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     clean |= {"HOME": str(folder / "home"), **(more or {})}
     return subprocess.run([str(part) for part in command], cwd=folder, env=clean, timeout=500,
@@ -119,12 +120,14 @@ def test_the_readme_works_from_an_installed_wheel_without_a_network(
     """The commands of the first pages, in their order, with data that `synthesise` makes.
 
     In one process, as each would import torch anew, and watched: none asks the network, unless
-    told to, and nothing is written but what was named and in the user's cache.
+    told to, and nothing is written but what was named and in the user's cache. No process that
+    they start runs code of the folder: it would leave a mark.
     """
-    work = tmp_path / "work"
-    for place in (work, tmp_path / "home", tmp_path / "tmp"):
+    work, marks = tmp_path / "work", tmp_path / "marks"
+    for place in (work, marks, tmp_path / "home", tmp_path / "tmp"):
         place.mkdir()
-    where = run([commands / "python", "-c", "import profiles; print(profiles.__file__)"], work)
+    planted = plant(work, marks)
+    where = run([commands / "python", "-Pc", "import profiles; print(profiles.__file__)"], work)
     assert Path(where.strip()).is_relative_to(commands.parent)
     for program in ("lisa-train", "lisa-segment"):
         assert program in run([commands / program, "--version"], work)
@@ -146,7 +149,8 @@ def test_the_readme_works_from_an_installed_wheel_without_a_network(
     assert not [line for line in log if line.startswith("network")]
     assert elsewhere({Path(line[6:]) for line in log if line[:6] == "wrote "}, tmp_path) == []
     assert list((tmp_path / "tmp").iterdir()) == []
-    assert {path.name for path in work.iterdir()} == LEFT
+    assert {path.name for path in work.iterdir()} == LEFT | planted
+    assert list(marks.iterdir()) == []
     hidden = {path.name for path in work.rglob(".*")}
     assert hidden <= {LOCK, HOLDER}  # who holds the run folder
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import TypeAlias
 
 from advisor.choice.candidate import Scales, Speed
 from advisor.machine.budget import Budget, Bytes
@@ -15,15 +16,17 @@ from advisor.memory.speed import TYPICAL, samples_per_second
 from profiles.findings import Finding
 from profiles.gpus import GpuProfile, gpus
 from profiles.grid import Estimate, estimate, nearest
+from profiles.levers import no_more_by
 from profiles.pictures import shrinks_pictures
 from profiles.plan import Plan
 from profiles.preferences import Preference
-from profiles.settings import STORED_BYTES, Quantization
 from profiles.tested import TestedRow, one_of_each
 
 # How the source of such a figure begins; others are of the very plan.
 INTERPOLATED = "interpolated"
 CACHING = "building the feature cache takes"
+Held: TypeAlias = list[tuple[int, TestedRow]]  # rows, and what each counts for in bytes
+APART = ("quantization", "micro_batch", "model")  # many plans have the same, most rows another
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
 
 
@@ -62,11 +65,15 @@ def scales_for(setting: Setting, text: int, correction: float | None) -> Scales:
     ]
     held.sort(key=itemgetter(0))  # so that the first row that covers a plan is the one to quote
     usable = one_of_each(held, lambda one: one[1].plan)
-    rows = {  # by storage: only a row of the plan's own can stand for it
-        storage: [one for one in usable if one[1].plan.quantization == storage]
-        for storage in STORED_BYTES
-    }
-    needs = partial(_needs, rows, text, correction, setting)
+    kept: dict[object, Held] = {}
+
+    def rows_for(plan: Plan) -> Held:
+        key = plan.quantization, plan.micro_batch, plan.model
+        if key not in kept:
+            kept[key] = [one for one in usable if no_more_by(APART, plan, one[1].plan)]
+        return kept[key]
+
+    needs = partial(_needs, rows_for, text, correction, setting)
     return Scales(needs, partial(_speed, setting, text))
 
 
@@ -76,7 +83,7 @@ def counted_by(by: str) -> str:
 
 
 def _needs(
-    rows: dict[Quantization, list[tuple[int, TestedRow]]],
+    rows_for: Callable[[Plan], Held],
     text: int,
     correction: float | None,
     setting: Setting,
@@ -101,7 +108,7 @@ def _needs(
         return None
     if (pool := max(step, found.caching_bytes)) > step:
         source = f"{CACHING} more than a step"
-    for took, row in rows[plan.quantization]:
+    for took, row in rows_for(plan):
         if took >= pool:
             break
         if row.covers(seen):

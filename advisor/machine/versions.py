@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from advisor.machine.cuda_context import LIBRARIES
 from profiles.tested import TestedRow
@@ -24,6 +25,7 @@ def newer_than_rows(installed: Mapping[str, str], rows: Iterable[TestedRow]) -> 
     return ", ".join(newer)
 
 
+@cache  # rows have few versions, and each advice looks at all rows
 def _minor(version: str) -> tuple[int, ...]:
     """The first two numbers of a version; none of what is no version."""
     found = re.match(r"(\d+)\.(\d+)", version)

@@ -229,8 +229,9 @@ def test_a_child_that_goes_wrong_is_told_with_its_phase_and_log(
 
 
 def test_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path, request: pytest.FixtureRequest
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path, rehearsals_here: None
 ) -> None:
+    """The walk of tests/test_wheel.py has it start its child process."""
     monkeypatch.setattr(module, "cache_folder", lambda: kept.parent)
     (kept.parent / "forecasts").unlink(missing_ok=True)
     (kept.parent / "forecasts").symlink_to(kept)
@@ -246,7 +247,6 @@ def test_command_line(
         assert word in shown.stdout
     document = Forecast.model_validate_json(runner.invoke(app, [*ask, "--json"]).stdout)
     assert document.text_tokens == 64 and document.plan == Plan.read(path)
-    request.getfixturevalue("rehearsals_here")  # one child has been started
     for wrong in (["--vram", "8192"], ["--compute-capability", "x"], ["--masks", "0"],
                   ["--set", "model=99b"], ["--data-dir", str(tmp_path / "absent")]):  # fmt: skip
         assert runner.invoke(app, [*ask, *wrong]).exit_code == 2, wrong
