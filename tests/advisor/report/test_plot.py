@@ -55,7 +55,7 @@ def told_of(plan: Plan, tensors: float = 22.25, pool: float = 22.375) -> Forecas
 
 def advised(**sizes: float) -> Advice:
     return advise(
-        Machine(), "7b", ["compile=false", "quantization=none"], Target(vram_bytes=24 * GIB),
+        Machine(), "7b", ["quantization=none", "compile=false"], Target(vram_bytes=24 * GIB),
         live=lambda plan, text: told_of(plan, **sizes), exact=True,
     )  # fmt: skip
 
