@@ -61,12 +61,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         draft.mkdir()
         try:
             yield draft
+            _force_all(draft)  # where a network folder says that it is full
         except OSError as error:
             if error.errno in _FULL and error.filename is None:  # a write knows no name
                 error.filename = str(target)
             raise
         _refuse(target)  # another process may have been faster
-        _force_all(draft)
         if target.exists():
             target.rmdir()
         draft.rename(target)

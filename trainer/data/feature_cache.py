@@ -157,8 +157,8 @@ def fill_cache(
             if problem:
                 report(f"rebuilding {problem}")
             begun.add(entry)
-            features = the_encoder()(pixels)
-            yield image, {name: value.contiguous().cpu() for name, value in features.items()}
+            # No name for those on the card: it would hold them while the next are made.
+            yield image, {n: value.contiguous().cpu() for n, value in the_encoder()(pixels).items()}
 
     # While a picture is encoded the next one is read and the one before is written.
     built = sum(1 for _ in one_ahead(lambda pair: cache.write(*pair), encoded()))

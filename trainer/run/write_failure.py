@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from profiles.files import reason
 from profiles.sizes import mib
 from profiles.text import argument
 from trainer.run.folder import STATE
@@ -40,6 +41,8 @@ def _cause(error: OSError, place: Path, size: int, crowded: bool) -> tuple[str, 
         return f"permission denied ({error})", f"make {place} writable for you"
     if number == errno.EDQUOT:
         return f"your quota is used up: {mib(size)} needed", "delete what you can spare"
+    if number == errno.EFBIG:
+        return f"no file may be as large: {mib(size)} needed", "allow larger files (ulimit -f)"
     if number == errno.ENOSPC and crowded:
         return (
             f"the disk takes no more files: no inode is free, though {mib(free)} are",
@@ -47,7 +50,7 @@ def _cause(error: OSError, place: Path, size: int, crowded: bool) -> tuple[str, 
         )
     if number == errno.ENOSPC or free < size:
         return f"the disk is full: {mib(size)} needed, {mib(free)} free", "make room"
-    return f"{error}: {mib(size)} needed, {mib(free)} free", "fix that"
+    return f"{reason(error)}: {mib(size)} needed, {mib(free)} free", "fix that"
 
 
 def no_inode(place: Path) -> bool:

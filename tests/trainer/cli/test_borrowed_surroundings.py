@@ -333,7 +333,8 @@ def os_error(number: int) -> OSError:
         (os_error(errno.EACCES), "permission denied"),
         (os_error(errno.EDQUOT), "quota"),
         (os_error(errno.ENOSPC), "the disk is full"),
-        (os_error(errno.EIO), "Input/output error"),
+        (os_error(errno.EFBIG), "no file may be as large"),
+        (os_error(errno.EIO), "not be written, input/output error: "),
     ],
 )
 def test_a_checkpoint_that_is_not_written_names_the_cause(

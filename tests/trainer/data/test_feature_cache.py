@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -107,6 +108,18 @@ def test_a_picture_is_written_while_the_next_is_encoded(
     monkeypatch.setattr(FeatureCache, "write", waiting)
     cache = FeatureCache(tmp_path, "clip-test")
     assert fill(cache, encode) == (len(IMAGES), []) and is_whole(cache)
+
+
+def test_features_leave_the_card_before_the_next_are_made(tmp_path: Path) -> None:
+    made: list[ReferenceType[Tensor]] = []
+
+    def encode(shown: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert all(earlier() is None for earlier in made)
+        found = shown["pixels"].mT  # is copied before it is written, as from a card
+        made.append(ref(found))
+        return {"features": found}
+
+    assert fill(FeatureCache(tmp_path, "clip-test"), encode)[0] == len(made) == len(IMAGES)
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:
