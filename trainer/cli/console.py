@@ -135,7 +135,8 @@ def user_errors() -> Iterator[None]:
     except THEIR_FILES as error:
         fail(refused(error))
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # a usage error, which profiles/start.py reports
+        # A usage error, which profiles/start.py reports; a reader who has gone, as `head` goes.
+        if error.errno in (errno.ENAMETOOLONG, errno.EPIPE):
             raise
         tell(f"error: {_of_the_system(error)}")
         raise typer.Exit(EXIT_FAILED) from None

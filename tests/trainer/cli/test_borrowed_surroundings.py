@@ -179,6 +179,12 @@ def test_what_a_full_disk_does_not_take_is_named(tmp_path: Path) -> None:
     assert tensors.value.errno == plain.value.errno == errno.EFBIG
 
 
+def test_a_reader_who_has_gone_is_no_error_of_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BrokenPipeError), user_errors():
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    assert capsys.readouterr().err == ""
+
+
 def test_an_error_of_our_own_words_is_said_in_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
