@@ -58,7 +58,7 @@ def fake_answer(
             shown = {name: torch.empty(shape) for name, shape in facts.pixels.items()}
             pixels: dict[str, Tensor] = {n: mode.from_tensor(t) for n, t in shown.items()}
             part(pixels | numbers[encoder])
-            del part, pixels
+            del part, pixels  # but not `shown`, which stands for what else stays: docs/decisions.md
             trace.empty()
         trace.begin("load")
         fill(model, plan, tokenizer, cpu, source, TORCH_DTYPES[plan.dtype]).eval()
