@@ -78,7 +78,8 @@ def fake_rehearsal(
         seen = watch(plan, (text_tokens, text_tokens), masks, workspace, True, tell, answer_tokens)
     peaks = seen.trace.peaks()
     load = peaks.pop("load")
-    saved = compiled_saving(plan, text_tokens) if plan.compile else {}
+    # Layers that nothing is learnt through keep nothing, compiled or not.
+    saved = compiled_saving(plan, text_tokens) if seen.visits.back else {}
     if saved:
         peaks |= _with_saved(seen.trace.peaks(parts=True), saved)
     moves = moves_of(plan, _length(plan, text_tokens)) if by_code else {}

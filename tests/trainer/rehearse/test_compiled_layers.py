@@ -115,6 +115,14 @@ def test_pools_are_met_to_the_byte(name: str) -> None:
     assert replay(events, bool(plan.allocator)).peak_reserved == measured["peak_reserved_bytes"]
 
 
+def test_compiled_layers_that_nothing_is_learnt_through_save_nothing() -> None:
+    """Their plan has no backward pass through them; it had no forecast either."""
+    plan = compiled_plan(lora=None, train=["text_hidden_fcs"])
+    found = fake_rehearsal(plan, 40, 1)[0]
+    assert found.peak_allocated_bytes == max(found.phases.values())
+    assert not [one for one in found.assumed if "compiled layers" in one]
+
+
 def test_a_layer_behind_others_writes_its_normed_input_once_for_all_its_products() -> None:
     settings = {"model": "7b", "device": "cuda", "compile": True, "quantization": "nf4",
                 "lora": {"targets": "attention", "dropout": 0.0}}  # fmt: skip
