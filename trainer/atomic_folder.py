@@ -37,16 +37,6 @@ def _refuse(target: Path) -> None:
         )
 
 
-def apply_umask(path: Path) -> None:
-    """Give a file the rights of the user's umask: safetensors makes it readable by its owner only.
-
-    On a shared machine others use models and caches too, unless the umask forbids it.
-    """
-    mask = os.umask(0o077)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-
-
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A folder to write in that becomes `target` at the end, or is removed after an error.

@@ -11,18 +11,19 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from trainer.atomic_folder import apply_umask
-
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def save_file(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """As safetensors' own, but readable as the umask allows.
+    """As safetensors' own, but with the rights of any new file: its own only the owner may read.
 
-    Raises OSError if the system refused, of which safetensors tells in its text alone.
+    On a shared machine others use models and caches too, unless the umask forbids it. Raises
+    OSError if the system refused, of which safetensors tells in its text alone.
     """
+    path.touch()
+    rights = path.stat().st_mode  # the umask is the whole process's: a thread cannot look it up
     try:
         safetensors.torch.save_file(dict(tensors), path, metadata)
     except SafetensorError as error:
@@ -30,4 +31,4 @@ def save_file(
         if found is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
-    apply_umask(path)
+    path.chmod(rights)
