@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -262,6 +263,18 @@ def test_what_a_killed_import_left_goes(tmp_path: Path) -> None:
     with atomic_folder(tmp_path / "out") as draft:
         (draft / "whole").touch()
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "whole"}
+
+
+def test_a_network_folder_that_is_found_full_at_the_end_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.EDQUOT, "over quota")
+
+    monkeypatch.setattr(sys.modules[atomic_folder.__module__], "force", full)
+    with pytest.raises(OSError, match="over quota") as refused, atomic_folder(tmp_path / "out"):
+        pass
+    assert refused.value.filename == str(tmp_path / "out") and not list(tmp_path.iterdir())
 
 
 def test_what_is_written_goes_to_the_disk_beside_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
