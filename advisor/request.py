@@ -257,8 +257,13 @@ def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     if plan.processes > 1 and plan.device == "cuda" and request.windows:
         what = "several cards exchange gradients by NCCL, which torch has not on Windows"
         return [Finding("processes", what, str(plan.processes), "run under WSL 2 or Linux")]
+    return unable(gpu, plan, request.windows)
+
+
+def unable(gpu: Gpu, plan: Plan, windows: bool) -> list[Finding]:
+    """What the plan computes and that card cannot, in that system."""
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
-    triton = recent and not request.windows
+    triton = recent and not windows
     fp8 = gpu.compute_capability is None or gpu.compute_capability >= WITH_FP8
     return plan.refusals(gpu.name, bf16=gpu.bf16 is not False, triton=triton, fp8=fp8)
 

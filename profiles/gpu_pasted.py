@@ -9,12 +9,14 @@ from collections.abc import Iterator
 _SMI_ROW = re.compile(r"\s*\|?\s*\d+\s+(\D.*?)\s+(?:On|Off|N/A)\s*\|")
 _LISTED = re.compile(r"^\s*(?:GPU )?\d{1,2}[:,]\s+(?=\D)|\s*\(UUID:.*", re.IGNORECASE)
 _LSPCI = re.compile(r"\[((?:GeForce|Quadro|RTX|GTX|Tesla|TITAN|[A-Z]{1,2}\d)[^\]]*)\]")
+_MOBILE = re.compile(r"Mobile */ *Max-Q|Max-Q */ *Mobile", re.IGNORECASE)  # as lspci has it
 _MIB = re.compile(r"[\s,(]+(\d{4,6})\s*MiB\b.*", re.IGNORECASE)
 # Whole words that say who made, sells or lends a card, or how it is cooled: never another card.
 _SAYS_NOTHING = re.compile(
-    r"\b(?:asus|rog|strix|tuf|msi|ventus(?: [23]x)?|suprim|gigabyte|aorus|windforce|evga|ftw3|xc3|"
-    r"zotac|trinity|palit|gainward|pny|inno3d|galax|kfa2|colorful|igame|gaming|oc|trio|fe|founders|"
-    r"lhr|lite hash rate|mod(?:ded)?|sli|nvlink|colab|kaggle|runpod|autodl)\b",
+    r"\b(?:asus(?: dual)?|rog|strix|tuf|prime|msi|(?:ventus|shadow)(?: [23]x)?|suprim|gigabyte|"
+    r"aorus|windforce|eagle|aero|evga|ftw3|xc3|zotac|trinity|twin edge|palit|gamingpro|gamerock|"
+    r"gainward|phoenix|pny|verto|inno3d|twin x2|galax|kfa2|colorful|igame|gaming|oc|trio|fe|"
+    r"founders|lhr|lite hash rate|mod(?:ded)?|sli|nvlink|colab|kaggle|runpod|autodl)\b",
     re.IGNORECASE,
 )
 _IN_WORDS = {"single": 1, "dual": 2, "two": 2, "triple": 3, "three": 3, "quad": 4, "four": 4,
@@ -34,7 +36,8 @@ def unpasted(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     row, bracket = _SMI_ROW.match(text), _LSPCI.search(text)
     text = row[1] if row else bracket[1] if bracket else _LISTED.sub("", text)
-    text = _SAYS_NOTHING.sub(" ", re.sub(r"[^\x00-\x7f]+", " ", text))
+    text = _MOBILE.sub("Mobile", re.sub(r"[^\x00-\x7f]+", " ", text))
+    text = _SAYS_NOTHING.sub(" ", text)
     return " ".join(text.split())
 
 

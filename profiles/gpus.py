@@ -89,7 +89,7 @@ def gpus() -> dict[str, GpuProfile]:
 def find_gpu(text: str) -> GpuProfile:
     """The card that a person means by `text`: the first of `possible_gpus`.
 
-    What fits it fits the others too. Raises ValueError.
+    What fits it fits the others too, but for rare ones with less memory. Raises ValueError.
     """
     return possible_gpus(text)[0]
 
@@ -124,9 +124,9 @@ def _possible(text: str) -> list[GpuProfile]:
     lowered = text.lower()
     for pattern in (_SIZE, _BARE_SIZE):
         sizes = [float(size) for size in pattern.findall(lowered)]
-        cards = _named(pattern.sub(" ", lowered)) if sizes else ()
-        if cards:
-            return _in_order(_of_size(cards, sizes[-1], text))
+        name = pattern.sub(" ", lowered)
+        if sizes and (cards := _named(name)):
+            return _in_order(_of_size(cards, sizes[-1], text, _named(f"{name} laptop")))
     raise ValueError(_no_gpu(text))
 
 
@@ -252,14 +252,19 @@ def _named(text: str) -> tuple[GpuProfile, ...]:
     )  # fmt: skip
 
 
-def _of_size(cards: Iterable[GpuProfile], size: float, text: str) -> list[GpuProfile]:
-    """Those with so many GB. Raises ValueError where none is sold so."""
+def _of_size(
+    cards: Iterable[GpuProfile], size: float, text: str, laptops: Iterable[GpuProfile]
+) -> list[GpuProfile]:
+    """Those with so many GB. Raises ValueError where none is sold so, or a laptop's alone."""
     sized = [card for card in cards if card.memory_gb == size]
     sized = sized or [_rebuilt(card, size) for card in cards if size in card.rebuilt_gb]
-    if not sized:
-        hint = _did_you_mean(card.title for card in cards)
-        raise ValueError(f"{text!r}: no such card is sold with {size:g} GB{hint}")
-    return sized
+    if sized:
+        return sized
+    if mobile := [card.title for card in laptops if card.memory_gb == size]:
+        hint = _did_you_mean(mobile)
+        raise ValueError(f"{text!r}: only a laptop's is known with {size:g} GB{hint}")
+    hint = _did_you_mean(card.title for card in cards)
+    raise ValueError(f"{text!r}: no such card is sold with {size:g} GB{hint}")
 
 
 def _no_gpu(text: str) -> str:

@@ -62,14 +62,14 @@ def must_agree(overrides: Iterable[str]) -> None:
 def given_settings(
     options: Mapping[str, object], settings: Sequence[str], rank: int | None
 ) -> list[str]:
-    """What the command line sets: `options` by the setting of each, --lora-r, then --set.
+    """What the command line sets, each once: `options` by their settings, --lora-r, then --set.
 
     Raises PlanError for a setting that gets two values.
     """
     found = [f"{name}={value}" for name, value in options.items() if value is not None]
     found += [*of_rank(rank, [*found, *settings]), *settings]
     must_agree(found)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def of_rank(rank: int | None, given: Iterable[str]) -> list[str]:

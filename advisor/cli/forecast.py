@@ -126,9 +126,16 @@ def forecast_command(context: typer.Context, options: ForecastOptions) -> None:
 
 
 def _forecast(
-    options: PlanOptions, plan: Plan, worst: Worst, capability: tuple[int, int] | None = None
+    options: PlanOptions,
+    plan: Plan,
+    worst: Worst,
+    capability: tuple[int, int] | None = None,
+    strict: bool = False,
 ) -> tuple[Forecast, str]:
-    """The forecast of a plan on the card that is named or here, and that card's name."""
+    """The forecast of a plan on the card that is named or here, and that card's name.
+
+    `strict` ends with exit code 2 where the card cannot compute what the plan does.
+    """
     from advisor.cli.output import advice_errors
     from advisor.machine.cuda_context import installed
     from advisor.machine.probe import probe
@@ -136,7 +143,8 @@ def _forecast(
     from advisor.machine.torch_builds import older_build
     from advisor.memory.card import card_for
     from advisor.memory.forecast import forecast
-    from advisor.request import must_have_cards, unfit_segments
+    from advisor.request import must_have_cards, unable, unfit_segments
+    from profiles.findings import PlanError
 
     must_be_data(options.data_dir, options.skip_broken)
     target = named_card(options.vram, options.gpu, options.system, options.ram)
@@ -148,6 +156,12 @@ def _forecast(
     gpu = here or gpu_for(machine, target)
     if gpu is not None and (older := older_build(gpu, installed("torch") if here else "")):
         tell(f"note: {older}")
+    windows = target.windows if target else machine.platform == "windows"
+    lacks = [] if gpu is None else unable(gpu, plan, windows)
+    if lacks and strict:
+        fail(f"this plan cannot run there\n{PlanError(lacks)}")
+    for lack in lacks:
+        tell(f"note: {lack}")
     with advice_errors():
         each = plan.local_processes
         if target is None:
@@ -187,10 +201,10 @@ def _must_name_enough(plan: Plan, target: Target | None) -> None:
 def check_command(context: typer.Context, options: PlanOptions) -> None:
     """Does this plan still fit that card, with these versions? One line, for CI.
 
-    Exit codes: 0 fits, 1 does not fit (or only inside the margin), 2 bad usage, 3 no figure can be
-    given or no card is known, 130 interrupted.
+    Exit codes: 0 fits, 1 does not fit (or only inside the margin), 2 bad usage or a card that
+    cannot compute the plan, 3 no figure can be given or no card is known, 130 interrupted.
     """
-    found, card = _forecast(options, options.chosen(), Worst(data=options.data_dir))
+    found, card = _forecast(options, options.chosen(), Worst(data=options.data_dir), strict=True)
     verdict = "UNKNOWN" if found.cap_bytes is None else found.verdict
     if options.as_json:
         say(found.model_dump_json(indent=2))

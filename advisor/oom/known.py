@@ -24,7 +24,7 @@ class Wording:
     name: str
     pattern: re.Pattern[str]
     sure: bool = True
-    after: re.Pattern[str] | None = None  # must stand in the traceback before it
+    after: re.Pattern[str] | None = None  # must stand in the last frame of the traceback before it
 
 
 def _w(
@@ -98,7 +98,7 @@ BARE = (
     _w("unified", "PyTorch on Apple", rf"RuntimeError:Invalidbuffersize:{SIZE}"),
     _w("shared", "PyTorch's data loader", r"insufficientsharedmemory\(shm\)|outofsharedmemory"
        r"|killedbysignal:Buserror|unabletowritetofile</torch_"),
-    _w("shared", "NCCL", r"creatingsharedmemorysegment/dev/shm"),
+    _w("shared", "NCCL", r"(?:creatingsharedmemorysegment|failedtoextend)/dev/shm"),
     _w("shared", "Python", r"Nospaceleftondevice:?.{0,3}/dev/shm"),
     _w("shared", "a launcher", r"(?:exit|return)code[:=]?-7(?!\d)|SIGBUS"
        r"|Buserror\(coredumped\)", sure=False),

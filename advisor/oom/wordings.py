@@ -97,7 +97,8 @@ def _in_stream(stream: Stream, log: Log) -> Iterator[Message]:
             line = stream.line_at(match.start())
             inside = any(start <= match.start() <= end for start, end in covered)
             before = text[max(0, match.start() - _TRACEBACK) : match.start()]
-            lacks = wording.after is not None and not wording.after.search(before)
+            frame = before.rpartition('File"')[2]  # others may only have led there
+            lacks = wording.after is not None and not wording.after.search(frame)
             if inside or lacks or ADVICE.search(log.lines[line - 1][:_WINDOW]):
                 continue
             covered.append((match.start() - _NEAR, match.end() + _NEAR))

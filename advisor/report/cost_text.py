@@ -29,7 +29,7 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
         return
     if advice.duration is not None:
         yield "time", _time(advice.duration)
-        if less := _sparing(advice.duration, advice.disk):
+        if less := sparing_text(advice.duration, advice.disk):
             yield "", less
         if extra := _asked(advice.duration):
             yield "", extra
@@ -86,7 +86,7 @@ def _time(duration: Duration) -> str:
     )
 
 
-def _sparing(duration: Duration, disk: Disk | None) -> str:
+def sparing_text(duration: Duration, disk: Disk | None) -> str:
     """What fewer pictures to validate on save, where evaluation takes much of the time."""
     less = duration.sparing
     if less is None or less.data is None or duration.data is None:

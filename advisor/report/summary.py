@@ -12,7 +12,7 @@ from rich.text import Text
 
 from advisor.choice.preference import behind, fastest_of
 from advisor.machine.torch_builds import TORCH
-from advisor.report.cost_text import cost_lines, speed_text
+from advisor.report.cost_text import cost_lines, sparing_text, speed_text
 from advisor.report.findings import DATA, OPEN_NAME, UNIT
 from advisor.report.fp8_text import fp8_text
 from advisor.report.memory_bar import bar, legend
@@ -27,6 +27,7 @@ from profiles.text import counted, printable
 if TYPE_CHECKING:
     from advisor.advice import Advice
     from advisor.choice.candidate import Candidate
+    from profiles.findings import Finding
 
 SCREEN_LINES = 24
 TITLE_COLUMNS = 10
@@ -47,6 +48,9 @@ def first_screen(advice: Advice, console: Console) -> None:
         rows += others + notes
     else:
         room = SCREEN_LINES - _head_lines(advice, console) - 1
+        for text in _spare(advice):
+            if _height(rows, console) > room:
+                rows = [row for row in rows if row[1].plain != text]
         while others and _height(rows + others, console) > room:
             others.pop()
         rows += others
@@ -56,6 +60,18 @@ def first_screen(advice: Advice, console: Console) -> None:
     if rows:
         console.print()
         console.print(_table(rows))
+
+
+def _spare(advice: Advice) -> list[str]:
+    """What only --why says where the screen has no room for it, the least needed first."""
+    saved = sparing_text(advice.duration, advice.disk) if advice.duration else ""
+    once = [_data_text(note) for note in advice.findings
+            if note.where == DATA and note.fix.startswith("--set")]  # fmt: skip
+    return [saved, *once, advice.plan.profile.start if advice.plan else ""]
+
+
+def _data_text(note: Finding) -> str:
+    return f"{note.what}; {note.fix}"
 
 
 def _that_fit(notes: list[Row], rows: list[Row], room: int, console: Console) -> list[Row]:
@@ -114,7 +130,7 @@ def _lines(advice: Advice, console: Console) -> Iterator[Row]:
         if note.where in (OPEN_NAME, UNIT):
             yield "card", Text(f"{note.what}; else {note.fix}")
         elif note.where == DATA:
-            yield "data", Text(f"{note.what}; {note.fix}")
+            yield "data", Text(_data_text(note))
     chosen = next((one for one in advice.reasons if one.setting == "model"), None)
     if chosen is not None and plan and plan.profile.start:
         yield "model", Text(plan.profile.start)

@@ -286,6 +286,14 @@ BARE = [
      "pinned"),
     ("Caught RuntimeError in pin memory thread for device 0.\n  return data.pin_memory(device)\n"
      "RuntimeError: CUDA error: out of memory", "pinned"),
+    # The thread begins by taking the card, and a line that pinned may only have been passed.
+    ("Caught RuntimeError in pin memory thread for device 0.\n"
+     '  File "torch/utils/data/_utils/pin_memory.py", line 26, in _pin_memory_loop\n'
+     '  File "torch/cuda/__init__.py", line 420, in set_device\n'
+     "RuntimeError: CUDA error: out of memory", "card"),
+    ('  File "train.py", line 5, in step\n    images = images.pin_memory()\n'
+     '  File "train.py", line 9, in forward\n    x = self.linear(x)\n'
+     "RuntimeError: CUDA error: out of memory", "card"),
     ("Error: model requires more system memory (5.6 GiB) than is available (3.1 GiB)", "host"),
     ("Task was killed due to the node running low on memory.", "killed"),
     ("slurmstepd: error: Job 12 exceeded memory limit (33562812 > 33554432), being killed",
@@ -295,6 +303,7 @@ BARE = [
     ("trainer  Exited (137) 3 minutes ago", "killed"),
     ("failed (exitcode: -7) local_rank: 0 (pid: 1234) of binary: /usr/bin/python", "shared"),
     ("Error while creating shared memory segment /dev/shm/nccl-Xb2xNn (size 9637888)", "shared"),
+    ("NCCL WARN Error: failed to extend /dev/shm/nccl-abc to 9637892 bytes", "shared"),
     ("RuntimeError: unable to write to file </torch_18692_1954506624>", "shared"),
     ("OSError: [Errno 28] No space left on device: '/dev/shm/sem.mp-abc'", "shared"),
     ("out of resource: tensor memory, Required: 640, Hardware limit: 512", "on-chip"),

@@ -195,6 +195,16 @@ def test_a_machine_of_two_cards_says_what_two_would_bring() -> None:
     assert asked(EQUAL, target=Target(vram_bytes=24 * GIB)).several is None
 
 
+def test_a_screen_without_room_leaves_to_why_what_can_wait() -> None:
+    advice = asked(EQUAL, "processes=4", "nodes=2", target=Target(card=gpus()["gtx-1070-8gb"]))
+    assert advice.duration is not None and "rougher" in shown(advice)
+    asked_for = {"hours": 2.0, "price": 9.0, "price_per_hour": 1.0, "epochs_within": 4}
+    long = advice.duration.model_copy(update=asked_for)
+    screen = shown(advice.model_copy(update={"duration": long}))
+    assert len(screen.splitlines()) <= SCREEN_LINES
+    assert "rougher" not in screen and "4 epochs cost" in screen and "each)" in screen
+
+
 def shown(advice: Advice) -> str:
     console = PlainConsole(width=80, file=StringIO(), force_terminal=False)
     print_text(advice, console)

@@ -196,6 +196,8 @@ def test_key_name_and_title_find_their_card(card):
         # As shops, clouds and programs write them.
         ("ASUS ROG Strix RTX 4090 OC", "rtx-4090-24gb"),
         ("MSI GeForce RTX 3060 Ventus 2X 12G", "rtx-3060-12gb"),
+        ("ASUS Dual RTX 3060 12GB", "rtx-3060-12gb"),
+        ("[GeForce RTX 3060 Mobile / Max-Q] (rev a1)", "rtx-3060-laptop-6gb"),
         ("NVIDIA GeForce RTX 3090 Founders Edition", "rtx-3090-24gb"),
         ("Colab T4", "t4-16gb"),
         ("\u82f1\u4f1f\u8fbe RTX4090 24G\u663e\u5b58", "rtx-4090-24gb"),
@@ -246,7 +248,7 @@ def test_a_bare_number_is_the_plain_desktop_card(number):
         ),
         (
             "rtx 3050 4gb",
-            "'rtx 3050 4gb': no such card is sold with 4 GB; did you mean RTX 3050 (6 GB) or ",
+            "'rtx 3050 4gb': only a laptop's is known with 4 GB; did you mean RTX 3050 Laptop GPU ",
         ),
         ("2080 ti 21", "'2080 ti 21': no such card is sold with 21 GB"),
         ("RTX 9999", "unknown GPU 'RTX 9999'"),

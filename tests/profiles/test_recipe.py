@@ -71,7 +71,7 @@ def test_an_option_and_its_twin_in_set_must_agree(option: str) -> None:
     for text in TrainOptions(**{option: 2}).assignments():
         if (option, text) == ("lora_r", "lora.alpha=4"):
             continue  # follows the rank, and gives way
-        assert TrainOptions(**{option: 2}, settings=[text]).assignments()[-1] == text
+        assert TrainOptions(**{option: 2}, settings=[text]).assignments().count(text) == 1
         name = text.partition("=")[0]
         with pytest.raises(PlanError, match=rf"{name}: has two values \(got .* and 7\)"):
             TrainOptions(**{option: 2}, settings=[f"{name}=7"]).assignments()

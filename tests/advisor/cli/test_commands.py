@@ -122,6 +122,10 @@ def test_check_is_one_line_and_an_exit_code(tmp_path: Path, rehearsals_here: Non
     small = run("check", str(path), "--vram", "0.6GiB")
     assert small.exit_code == 1 and small.stdout.startswith("OOM")
     assert run("check", str(path)).exit_code == 3, "no card is known"
+    old = run("check", str(path), "--gpu", "T4", "--set", "dtype=bf16", "--set", "products=fp8")
+    assert old.exit_code == 2 and "dtype=fp16" in old.stderr and "products=dtype" in old.stderr
+    able = run("forecast", str(path), "--gpu", "T4", "--set", "dtype=bf16")
+    assert able.exit_code == 0 and "note: dtype: Tesla T4 has no bf16" in able.stderr
     assert run("check", str(tmp_path / "absent.json"), "--vram", "8GiB").exit_code == 2
 
 

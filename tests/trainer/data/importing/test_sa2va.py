@@ -134,7 +134,9 @@ def test_the_pages_example_is_read(tmp_path: Path) -> None:
     assert {i.texts[0] for i in items(tmp_path)} == {*example["text"], "the bright box"}
 
 
-@pytest.mark.parametrize("mode, means", [("P", None), ("RGB", '{(128, 0, 0): "cat"}')])
+@pytest.mark.parametrize(
+    "mode, means", [("P", None), ("RGB", '{(255, 255, 255): "cat"}'), ("1", '{255: "cat"}')]
+)
 def test_the_pages_script_reads_painted_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, means: str | None
 ) -> None:
@@ -145,7 +147,7 @@ def test_the_pages_script_reads_painted_masks(
     for n in range(2):
         picture(tmp_path / "in" / "images" / f"{n}.jpg", n)
         mask = Image.fromarray(shown, "P")
-        mask.putpalette([0, 0, 0, 128, 0, 0])
+        mask.putpalette([0, 0, 0, 255, 255, 255])
         (tmp_path / "in" / "masks").mkdir(exist_ok=True)
         mask.convert(mode).save(tmp_path / "in" / "masks" / f"{n}.png")
     monkeypatch.chdir(tmp_path / "in")
