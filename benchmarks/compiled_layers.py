@@ -3,8 +3,9 @@
     pip install --no-deps triton
     python benchmarks/compiled_layers.py [PATTERN ...]     kinds anew; no GPU, 15 s of CPU each
 
-Made with torch 2.11. One kind of layer at one size is enough: 17 divides the positions and 23 the
-rank, and no other size, so that each size says how it grows.
+Kinds that end in later or apart were made with torch 2.11, the others with 2.13. One kind of layer
+at one size is enough: 17 divides the positions and 23 the rank, and no other size, so that each
+size says how it grows.
 """
 
 from __future__ import annotations

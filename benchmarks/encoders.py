@@ -27,7 +27,7 @@ from trainer.model.weights import weight_source
 
 MODELS = ("7b", "qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
 TURNS, WARM_UP, PICTURES = 3, 5, 15
-LOOP = 300_000  # additions
+LOOP = 300_000  # rounds
 
 
 def main() -> None:

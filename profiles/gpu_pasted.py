@@ -49,12 +49,11 @@ def with_mib(text: str) -> tuple[str, int | None]:
 
 def loose_counts(text: str) -> Iterator[tuple[int, str]]:
     """How many cards a text may name, and the name: "dual 3090", "4 A100s", "T4x2"."""
-    if words := _COUNT_IN_WORDS.fullmatch(text):
-        yield _IN_WORDS[words[1].lower()], words[2]
-        yield _IN_WORDS[words[1].lower()], words[2].removesuffix("s")
-    if bare := _COUNT_BARE.fullmatch(text):
-        yield int(bare[1]), bare[2]
-        yield int(bare[1]), bare[2].removesuffix("s")
+    for pattern in (_COUNT_IN_WORDS, _COUNT_BARE):
+        if first := pattern.fullmatch(text):
+            count, names = first.groups()
+            for name in (names, names.removesuffix("s")):
+                yield _IN_WORDS.get(count.lower()) or int(count), name
     if close := _COUNT_CLOSE.fullmatch(text):
         yield int(close[2]), close[1]
 

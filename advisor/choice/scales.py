@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TypeAlias
 
@@ -68,7 +68,7 @@ def scales_for(setting: Setting, text: int, correction: float | None) -> Scales:
     kept: dict[object, Held] = {}
 
     def rows_for(plan: Plan) -> Held:
-        key = plan.quantization, plan.micro_batch, plan.model
+        key = attrgetter(*APART)(plan)
         if key not in kept:
             kept[key] = [one for one in usable if no_more_by(APART, plan, one[1].plan)]
         return kept[key]

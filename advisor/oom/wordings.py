@@ -96,10 +96,8 @@ def _in_stream(stream: Stream, log: Log) -> Iterator[Message]:
         for match in islice(wording.pattern.finditer(text), _EACH):
             line = stream.line_at(match.start())
             inside = any(start <= match.start() <= end for start, end in covered)
-            before = text[max(0, match.start() - _TRACEBACK) : match.start()]
-            frame = before.rpartition('File"')[2]  # others may only have led there
-            lacks = wording.after is not None and not wording.after.search(frame)
-            if inside or lacks or ADVICE.search(log.lines[line - 1][:_WINDOW]):
+            advice = ADVICE.search(log.lines[line - 1][:_WINDOW])
+            if inside or advice or not _led_to(wording, text, match.start()):
                 continue
             covered.append((match.start() - _NEAR, match.end() + _NEAR))
             read = _message(wording.memory, wording.name, log.lines[line - 1], line, wording.sure)
@@ -108,6 +106,15 @@ def _in_stream(stream: Stream, log: Log) -> Iterator[Message]:
 
 def _message(memory: Memory, wording: str, line: str, number: int, sure: bool = True) -> Message:
     return Message(memory=memory, wording=wording, text=_shown(line), line=number, sure=sure)
+
+
+def _led_to(wording: Wording, text: str, start: int) -> bool:
+    """Whether the last frame before a message is one that its wording needs, if it needs any."""
+    if wording.after is None:
+        return True
+    before = text[max(0, start - _TRACEBACK) : start]
+    frame = before.rpartition('File"')[2]  # others may only have led there
+    return wording.after.search(frame) is not None
 
 
 def _shown(line: str) -> str:

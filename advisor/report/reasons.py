@@ -11,7 +11,7 @@ from advisor.choice.search import Found, largest_micro_batch
 from advisor.machine.budget import Basis, Budget
 from advisor.machine.gpu import Gpu
 from advisor.report.plan_words import lora_text, storage_text
-from advisor.report.row_reasons import one_of_each, seed_reasons, tested_reason
+from advisor.report.row_reasons import measured_rows, seed_reasons, tested_reason
 from advisor.request import Request
 from profiles.batches import micro_batches
 from profiles.grid import TEXT_TOKENS, nearest
@@ -46,7 +46,7 @@ def plan_reasons(
     `whole`: why the card has no expandable segments; empty where it has.
     """
     plan = found.choice.best.plan
-    measured = one_of_each(plan.model, rows)
+    measured = measured_rows(plan.model, rows)
     reasons = [
         *_batch_reasons(found, budget),
         dtype_reason(plan, gpu),

@@ -27,7 +27,7 @@ def tested_reason(plan: Plan, rows: Sequence[TestedRow], lever: str) -> Reason |
     return Reason(setting=lever, value=text, because=because, basis="tested")
 
 
-def one_of_each(model: str, rows: Iterable[TestedRow]) -> list[TestedRow]:
+def measured_rows(model: str, rows: Iterable[TestedRow]) -> list[TestedRow]:
     """The first measured row of each card and plan of a model."""
     first: dict[tuple[str | None, int], TestedRow] = {}  # a file's rows share their plans
     for row in rows:

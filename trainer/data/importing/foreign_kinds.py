@@ -1,4 +1,7 @@
-"""Kinds of files that are recognised but not read: how each begins, and what to export instead."""
+"""Kinds of files that are recognised but not read: how each begins, and what to export instead.
+
+Patterns are for a head without white space before it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Kind(NamedTuple):
 
 def _json(begins: str, *has: str) -> str:
     """The pattern of JSON that begins so and has all of these in its head, spaced in any way."""
-    return r"\s*" + _spaced(begins) + "".join(rf"(?=.*{_spaced(text)})" for text in has)
+    return _spaced(begins) + "".join(rf"(?=.*{_spaced(text)})" for text in has)
 
 
 def _spaced(text: str) -> str:
@@ -34,16 +37,16 @@ def _spaced(text: str) -> str:
 
 # (ways to begin, the kind's name, what to export instead): the first that fits
 _TABLE: tuple[tuple[list[str], str, str], ...] = (
-    ([r"\s*<(?=.*<polygon>)(.*<)?annotation\b"], "XML of LabelMe's web tool",
+    ([r"<(?=.*<polygon>)(.*<)?annotation\b"], "XML of LabelMe's web tool",
      f"in CVAT, export the dataset as COCO 1.0; else export {_COCO}"),
-    ([r"\s*<(.*<)?annotations\b"], "CVAT's XML", "in CVAT, export the dataset as COCO 1.0"),
-    ([r"\s*<(.*<)?annotation\b"], "Pascal VOC's XML, which has boxes", f"export {_COCO}"),
-    ([r"\s*<"], "XML", f"export {_COCO}"),
+    ([r"<(.*<)?annotations\b"], "CVAT's XML", "in CVAT, export the dataset as COCO 1.0"),
+    ([r"<(.*<)?annotation\b"], "Pascal VOC's XML, which has boxes", f"export {_COCO}"),
+    ([r"<"], "XML", f"export {_COCO}"),
     ([_json('{"annotation":{')], "ADE20K's own JSON",
      f"take its 150 classes (SceneParsing), {DATA}; or {_CONVERT}"),
     ([_json('{"project":{"pid"'), _json("{", '"config":{', '"fname":')], "a project of VIA 3",
      f"export {_COCO}, or draw in VIA 2, which exports it"),
-    ([_json('{"_via_'), r'\s*\{\s*"[^"]*"\s*:\s*\{\s*"(fileref|filename)"'],
+    ([_json('{"_via_'), r'\{\s*"[^"]*"\s*:\s*\{\s*"(fileref|filename)"'],
      "a project or the JSON of VIA (VGG Image Annotator)", _VIA),
     ([r"(#?\s*)?filename,file_size,"], "VIA's CSV", _VIA),
     ([_json("{", '"(dm_format_version|media_type)"')], "Datumaro's own JSON",

@@ -177,6 +177,15 @@ def test_what_is_not_read_is_named_with_the_export_that_is(
         assert what in str(refused.value) and instead in str(refused.value)
 
 
+def refusal(tmp_path: Path, name: str, text: str) -> DataError:
+    """What import says of a folder with this file alone."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_text(text)
+    with pytest.raises(DataError) as refused:
+        import_annotations(tmp_path / "in", tmp_path / "out")
+    return refused.value
+
+
 @pytest.mark.parametrize("name, text, what", [
     ("a.jpg.json", '{"tags": [], "size": {"height": 9, "width": 9}, "objects": []}',
      "Supervisely's JSON"),
@@ -210,11 +219,8 @@ def test_what_is_not_read_is_named_with_the_export_that_is(
 def test_json_of_other_tools_is_known_by_its_first_keys(
     tmp_path: Path, name: str, text: str, what: str
 ) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / name).write_text(text)
-    with pytest.raises(DataError) as refused:
-        import_annotations(tmp_path / "in", tmp_path / "out")
-    assert what in str(refused.value) and "COCO" in str(refused.value.findings[0].fix)
+    refused = refusal(tmp_path, name, text)
+    assert what in str(refused) and "COCO" in str(refused.findings[0].fix)
 
 
 @pytest.mark.parametrize("name, text, what", [
@@ -225,11 +231,8 @@ def test_json_of_other_tools_is_known_by_its_first_keys(
 def test_what_lisa_train_reads_as_it_is_is_not_imported(
     tmp_path: Path, name: str, text: str, what: str
 ) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / name).write_text(text)
-    with pytest.raises(DataError) as refused:
-        import_annotations(tmp_path / "in", tmp_path / "out")
-    assert what in str(refused.value) and "docs/data.md" in str(refused.value.findings[0].fix)
+    refused = refusal(tmp_path, name, text)
+    assert what in str(refused) and "docs/data.md" in str(refused.findings[0].fix)
 
 
 def test_the_table_names_what_made_each_row() -> None:
