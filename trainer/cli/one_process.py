@@ -86,7 +86,7 @@ def _plan_line(plan: Plan, samples: int) -> str:
     questions = plan.questions_per_picture
     batch = f"{plan.micro_batch} × {plan.accumulation}{processes}"
     if questions > 1:
-        batch = f"{plan.effective_batch} questions, {batch} pictures of up to {questions}"
+        batch = f"{plan.effective_batch} questions, up to {questions} a picture, {batch}"
     return (
         f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
         f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "
