@@ -174,6 +174,21 @@ def saved() -> str:
     )
 
 
+def scaler() -> str:
+    """docs/recovery.md: fp16 on a GPU, resumed midway, beside what two whole runs differ by."""
+    row = rows("fp16_resume")[-1]
+    whole, resumed = row["whole_apart"], row["resumed_apart"]
+    scale, its = row["scaler"]["scale"], row["scaler_resumed"]["scale"]
+    return (
+        f"fp16's gradient scaler goes on where it was ({row['gpu']}, torch {row['torch']}). A run "
+        f"of {row['steps']} steps that ended after {row['ended_after']}\nand was resumed had the "
+        f"scale {its:g} at its end, an undisturbed run {scale:g}. Its trained values differ by "
+        f"{resumed['trained']:g}\nand its losses by {resumed['loss']:g}; those of two undisturbed "
+        f"runs by {whole['trained']:g} and {whole['loss']:g} (`python benchmarks/fp16_resume.py`, "
+        "with\nsums in one order)."
+    )
+
+
 def masked() -> str:
     """docs/speed.md: the largest cost of a shared step beside the products, and what was tried."""
     (step,) = (row for row in rows("profile") if row["name"] == "shared-k3-b9")
@@ -434,7 +449,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "drawn": drawn,
         "explained": explained,
     },
-    "docs/recovery.md": {"saved": saved},
+    "docs/recovery.md": {"saved": saved, "scaler": scaler},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
     "docs/models.md": {
