@@ -224,8 +224,10 @@ def _answers(
             raise
         why = refused(error)
         whole = sum("answer" in row for row in rows.values())
-        tell(f"error: {of_the_system(error, AGAIN)}\n"
-             f"{whole} of {len(named)} answers are written, each whole; of the others nothing is")
+        tell(
+            f"error: {of_the_system(error, AGAIN)}\n"
+            f"{whole} of {len(named)} answers are written, each whole; of the others nothing is"
+        )
     return [rows.get(place) or row_of_unanswered(one, why) for place, (one, _) in enumerate(named)]
 
 
