@@ -123,6 +123,13 @@ def forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
         data.pop(follower)
 
 
+def shareable(processes: int, questions: int) -> int:
+    """The usual effective batch, or the next larger one that so many processes can share."""
+    if questions == 1:
+        return full_rows(EFFECTIVE_BATCH, processes) * processes
+    return max(EFFECTIVE_BATCH, questions * (processes - 1) + 1)
+
+
 def batch_contradictions(plan: Batch) -> Iterator[Finding]:
     """Why these batch sizes contradict each other."""
     questions = plan.questions_per_picture
