@@ -24,7 +24,7 @@ from profiles.measurement import DataCounts
 from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
-from profiles.settings import EFFECTIVE_BATCH, MOST
+from profiles.settings import EFFECTIVE_BATCH, MOST, TARGETS_PER_PICTURE
 from profiles.sizes import gib
 from profiles.text import counted, quoted
 
@@ -113,14 +113,19 @@ def larger_batch(overrides: tuple[str, ...]) -> list[Finding]:
     Only where that is not the user's own, nor follows from other settings of the user's.
     """
     named = assigned(overrides)
-    if named.keys() & {"effective_batch", "micro_batch", "accumulation"}:
+    both = {"micro_batch", "accumulation"}
+    if "effective_batch" in named or both <= named.keys():
         return []
-    numbers = named.get("processes", "1"), named.get("questions_per_picture", "1")
+    usual = "1" if "accumulation" in named else str(TARGETS_PER_PICTURE)
+    numbers = [named.get("processes", "1"), named.get("questions_per_picture", usual)]
+    numbers += [named.get(name, "1") for name in both]
     if not all(one.isdecimal() and 0 < int(one) <= MOST for one in numbers):
         return []  # which the plan refuses
-    cards, questions = map(int, numbers)
-    if (batch := shareable(cards, questions)) == EFFECTIVE_BATCH:
+    cards, questions, *parts = map(int, numbers)
+    if cards == 1 or (batch := shareable(cards, questions, max(parts))) == EFFECTIVE_BATCH:
         return []
+    if "questions_per_picture" not in named:
+        batch = shareable(cards, 1, max(parts))
     what = f"{batch} questions a step, as {cards} cards cannot share the usual {EFFECTIVE_BATCH}"
     return [Finding(BATCH, what, str(batch), "--set effective_batch=N")]
 

@@ -77,7 +77,8 @@ PLAIN = """
 a about after already an and another are as assumed at b become best build by changes compared
 cost counted cpu docs each else failing fast faster first fix folder for from full half here hour
 how if in install instead is it kernels layers left less lisa little longest machine machines md
-ethernet gbit min model more most needs no none not nothing of on once one only other pictures plans ram reached reasons
+ethernet gbit min model more most needs no none not nothing of on once one only other pictures
+plans ram reached reasons
 released rougher run s says score segment shows size slower steps than that the them there these
 they this through tiny to too torch trains up used usual vram well what which why with without x
 have h can two texts save gpus number cards tenth time all which were cuda pcie gpu gtx rtx
