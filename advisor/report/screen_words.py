@@ -69,6 +69,8 @@ SCORE_WORDS = {
 }
 
 ROWS = {
+    "batch": "The questions of a step (effective_batch), where so many cards cannot share the "
+    "usual 20: the next number that they can. Learning rates stay as they are.",
     "card": "A card's name that several cards have, or a size in GB: which is assumed, and what to "
     "type for the others.",
     "data": "What to know of your data: such as that they are few, or that another plan is better "
