@@ -31,7 +31,7 @@ MOST = 1_000_000  # of anything counted: more is a typing error, which would tak
 MOST_PROCESSES = 64  # of a plan
 
 
-# Asked for at once in a picture with several, as in LISA's recipe.
+# Questions asked at once about a picture that has several, as in LISA's recipe.
 TARGETS_PER_PICTURE = 3
 EFFECTIVE_BATCH = 20  # questions, as published
 PREFIX_TOKENS = 40  # of text that all questions about a picture share, about
@@ -46,7 +46,7 @@ class Settings(Frozen):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1. As a text no number takes it."""
+        """Python reads true as 1. Turned into text, it is refused by every number."""
         if isinstance(value, bool):
             kind = cls.model_fields[str(info.field_name)].annotation
             if {int, float} & {kind, *get_args(kind)}:

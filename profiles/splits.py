@@ -24,7 +24,7 @@ def located(root: Path) -> tuple[Path, list[str]] | None:
 
 
 def remedy(root: Path) -> str:
-    """What makes ReasonSeg data of what lies in a folder; empty where that holds nothing known."""
+    """The command that turns a folder's content into ReasonSeg data; empty for unknown content."""
     if any(any(root.glob(pattern)) for pattern in _ANNOTATIONS):
         return f"lisa-train import {argument(root)} NEW makes it of the annotations there"
     mixed = next((name for name in _MIXED if (root / name).is_dir()), None)
