@@ -56,7 +56,8 @@ PARTS = {
 }  # fmt: skip
 
 EXPLANATIONS = PARTS | ROWS | PLAN_WORDS | SCORE_WORDS | VERDICTS
-LIKE, SLIP = 0.75, 0.8  # a likeness from which on a name may be meant, and is one: no phrase
+# How similar a typed word must be to a known one to be suggested, and to be taken for it.
+LIKE, SLIP = 0.75, 0.8
 # As forecasts call it, and words that stand for others.
 ALIASES = {
     "host": "host memory", "on the host": "in host memory", "rank": "r", "gb": "GiB",

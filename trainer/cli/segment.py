@@ -222,7 +222,7 @@ def _answered(
 ) -> list[dict[str, Any]]:
     """Ask about one picture, write and print the answers; their JSON rows.
 
-    An error affects the answer that cannot be written, or those that the picture does not get.
+    An error costs the answer that cannot be written, or the picture's remaining answers.
     """
     from trainer.answer.output import row_of_unanswered
 
