@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
@@ -130,6 +131,11 @@ class TokenLimits(Settings):
     )
 
 
+# Kinds of data with samples of several masks, or with answers of any length: the plan's limits
+# count then, not ReasonSeg's one mask and its short answer.
+SEVERAL_MASKS, LONG_ANSWERS = ("refer_seg", "sem_seg"), ("vqa",)
+
+
 class Mixture(Settings):
     """What training samples are drawn from, in proportion to the rates (LISA's recipe: 1, 3, 9, 3).
 
@@ -160,7 +166,11 @@ class Mixture(Settings):
         description="samples drawn in an epoch; with ReasonSeg alone its own number",
     )
 
+    def draws(self, kinds: Iterable[str]) -> bool:
+        """Whether samples are drawn from any of these kinds of data."""
+        return any(getattr(self, kind) for kind in kinds)
+
     @property
     def reason_seg_alone(self) -> bool:
         """Whether nothing but ReasonSeg is trained on."""
-        return not (self.refer_seg or self.sem_seg or self.vqa)
+        return not self.draws(SEVERAL_MASKS + LONG_ANSWERS)

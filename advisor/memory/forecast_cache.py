@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
 ANNOTATIONS = (
     "refer_seg/*/instances.json", "refer_seg/*/*.p", "vqa/*.json", "sem_seg/*/annotations.json",
     "ade20k/*.txt", "ade20k/annotations/training/*.png",
-    "sem_seg/*/*.txt", "sem_seg/*/annotations/training/*.png",
+    "sem_seg/*/*.txt", "sem_seg/*/annotations/*/*.png", "sem_seg/*/training/*/labels/*.png",
 )  # fmt: skip
 
 
