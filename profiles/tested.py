@@ -226,7 +226,7 @@ def keep(row: TestedRow) -> None:
     try:
         append(row)
     except OSError as error:
-        tell(f"note: what was found is not kept in {user_table_path()}: {error.strerror or error}")
+        tell(f"note: the result was not saved in {user_table_path()}: {error.strerror or error}")
 
 
 def append(row: TestedRow, path: Path | None = None) -> Path:

@@ -42,7 +42,7 @@ class Explanation(Frozen):
 
 
 CANNOT_TELL = Explanation(
-    summary="cannot tell: no out-of-memory message that is known here is in this text",
+    summary="cannot tell: this text holds no known out-of-memory message",
     helps=(
         "paste the whole message, from 'CUDA out of memory' or 'Killed' on, or the whole log",
         "lisa-advise doctor looks for other reasons on this machine",

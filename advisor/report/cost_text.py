@@ -191,4 +191,4 @@ def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:
         each += f" in {duration.picture_seconds:.2g} s"
     peak, pictures = caching_bytes(plan), disk.cache_bytes // disk.picture_bytes
     beside = f", at a peak of {gib(peak)} before the model loads" if peak else ""
-    return f"{names}: {each}, built once for {pictures} pictures, validation's too{beside}"
+    return f"{names}: {each}, built once for {pictures} pictures, validation included{beside}"

@@ -84,7 +84,7 @@ def _lacking_host(
         least = min(fitting, key=lambda one: pinned_bytes(one.plan))
         lacks = budget.host_shortage(least.plan, least.host_bytes).removeprefix("host memory: ")
         fix = "train in a machine with more memory"
-    return Finding(gpu.name, f"host memory is what lacks: {lacks}", fix=fix)
+    return Finding(gpu.name, f"host memory is too small: {lacks}", fix=fix)
 
 
 def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
@@ -207,7 +207,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     evidence = request.evidence
     newer = newer_than_rows(evidence.versions, evidence.table.rows)
     if newer and not request.what_if:
-        what = f"newer here than in any tested row: {newer}; what they take is forecast"
+        what = f"newer here than in any tested row: {newer}; memory is forecast, not measured"
         findings.append(Finding(VERSIONS, what, fix=REMEDY))
     return findings + unequal_cards(request, gpu)
 

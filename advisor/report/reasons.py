@@ -99,12 +99,12 @@ def _sharing_reason(found: Found) -> Reason:
     """How much faster questions are that share the prefix of their picture, and what it costs."""
     questions = found.choice.best.plan.questions_per_picture
     because = (
-        f"system prompt and picture are computed once for up to {questions} questions about it: "
-        f"{found.sharing_gain:.1f} times the questions a second where all have as many. A step "
-        "then sees fewer pictures: where they have one target in several wordings, lisa-tiny "
-        "learnt less in as many epochs "
-        f"(docs/speed.md). {found.sharing_gain:.1f} times the epochs take the time that one "
-        "question a picture does: --epochs; --set questions_per_picture=1 asks one"
+        f"up to {questions} questions share the system prompt and their picture: "
+        f"{found.sharing_gain:.1f} times the questions a second if all pictures have {questions}. "
+        "A step then sees fewer pictures: from several wordings of one target a picture, lisa-tiny "
+        "learnt less in the same number of epochs (docs/speed.md). In the time of one question a "
+        f"picture, {found.sharing_gain:.1f} times the epochs can be trained (--epochs); "
+        "--set questions_per_picture=1 asks one"
     )
     return Reason(
         setting="questions_per_picture", value=str(questions), because=because, basis="forecast"
