@@ -308,7 +308,8 @@ def pace_text() -> str:
     ratios = [one / other for one, other in zip(pictures, loops, strict=True)]
     off = max(abs(ratio / statistics.mean(ratios) - 1) for ratio in ratios)
     return (
-        f"The pace is one of a moment, too. On one H200's machine, within two minutes: {steps}.\n"
+        "The pace also changes from moment to moment. On one H200's machine, within two "
+        f"minutes: {steps}.\n"
         f"A loop of Python alone took {min(loops):.0f} to {max(loops):.0f} ms there, and SAM 2 "
         f"{min(pictures):.0f} to {max(pictures):.0f} ms a picture,\nwhich followed the loop beside "
         f"it to within {off:.0%} (`benchmarks/paces.jsonl`). So the pace of a machine is not kept."
