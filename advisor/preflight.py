@@ -31,7 +31,7 @@ from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.machine.torch_builds import too_old
-from advisor.memory.live import Heard, Live
+from advisor.memory.live import CountingLive, Live
 from advisor.memory.parts import LASTING, parts_of
 from advisor.rehearsal import RehearsalFailed
 from advisor.report.findings import (
@@ -96,7 +96,7 @@ def advise(
     raises.
     """
     overrides = tuple(overrides)
-    heard = Heard(live) if live is not None else None
+    counting = CountingLive(live) if live is not None else None
     request = Request(
         machine=machine,
         model=wanted_model(model, assigned(overrides).get("model")),
@@ -105,21 +105,21 @@ def advise(
         target=target,
         data=data,
         text_tokens=text_tokens,
-        live=heard,
+        live=counting,
         exact=exact,
         prefer=prefer,
         size=size,
     )
-    return with_costs(request, _advised(request), heard)
+    return with_costs(request, _advised(request), counting)
 
 
-def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
+def with_costs(request: Request, advice: Advice, counting: CountingLive | None) -> Advice:
     """The advice with the time and disk that its training takes, for the data as counted.
 
     Without data, for the size in the request, or ReasonSeg's. Data that was not counted has no
     figures.
     """
-    counts, image_tokens = (heard.counts, heard.image_tokens) if heard else (None, None)
+    counts, image_tokens = (counting.counts, counting.image_tokens) if counting else (None, None)
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
     gpu, own = advice.gpu, counts or request.size

@@ -19,7 +19,7 @@ Live = Callable[[Plan, int | None], Forecast]
 
 
 @dataclass
-class Heard:
+class CountingLive:
     """A `live` that remembers how much data was counted on the way, and its largest picture."""
 
     live: Live

@@ -96,7 +96,7 @@ def paces(gpu: GpuProfile) -> tuple[Pace, Pace]:
 
 
 @dataclass(frozen=True)
-class Paper:
+class SheetTime:
     """Data-sheet seconds of one micro-batch, and passes through a decoder layer."""
 
     matmul: float
@@ -111,7 +111,7 @@ class Paper:
     passes: int
 
 
-def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) -> Paper:
+def sheet_time(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) -> SheetTime:
     """The time at data-sheet rates; `forward`: without a backward pass.
 
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
@@ -130,7 +130,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
     rate, pcie = gpu.rate_flops(plan.dtype), gpu.pcie_gb_s * 1e9
     moved = passes * 2 * decoder.moved_values(tokens)
     head = 2 * plan.profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
-    return Paper(
+    return SheetTime(
         matmul=decoder.linear_flops(tokens) * passes / rate,
         attention=(attention - masked) / rate,
         masked_attention=masked / rate,
@@ -185,15 +185,15 @@ def _bandwidth(gpu: GpuProfile) -> float:
 
 def seconds_of(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = USUAL) -> float:
     """Seconds of one micro-batch. Raises ValueError where the card lacks the plan's dtype."""
-    return _seconds(plan, paper(plan, text_tokens, gpu), gpu, pace)
+    return _seconds(plan, sheet_time(plan, text_tokens, gpu), gpu, pace)
 
 
 def forward_seconds(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = USUAL) -> float:
     """Seconds of one micro-batch of an evaluation: as `seconds_of`, forward alone."""
-    return _seconds(plan, paper(plan, text_tokens, gpu, forward=True), gpu, pace)
+    return _seconds(plan, sheet_time(plan, text_tokens, gpu, forward=True), gpu, pace)
 
 
-def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
+def _seconds(plan: Plan, on_paper: SheetTime, gpu: GpuProfile, pace: Pace) -> float:
     known = factors()
     arithmetic = on_paper.matmul * known.matmul
     if plan.products == "fp8":
@@ -226,7 +226,7 @@ def _launch_seconds(plan: Plan) -> float:
     return found - (known.launch_quantised_seconds if plan.quantization == "none" else 0.0)
 
 
-def _shown_copies(plan: Plan, on_paper: Paper, busy: float) -> float:
+def _shown_copies(plan: Plan, on_paper: SheetTime, busy: float) -> float:
     """Seconds of the host layers' copies that arithmetic does not hide.
 
     Host layers are spread evenly, so a copy has the time until the next one of them is due. Layers

@@ -20,7 +20,7 @@ from trainer.answer.trained_model import Trained
 from trainer.batch import Batch, Encoded, shared_tokens, sharing_prefix
 from trainer.data.images import read_image, size_of
 from trainer.data.samples import batch_of, image_tokens
-from trainer.model.answering import Answering, Said, never
+from trainer.model.answering import Answering, Said, not_stopped
 from trainer.model.build import read_tokenizer
 from trainer.model.families import family_of
 from trainer.model.layers.replayed import own_stream
@@ -105,7 +105,7 @@ class Segmenter:
         self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
         self.model = trained.load(self.plan, self.tokenizer, self.device)
         self.answering: Answering | None = None
-        self.stopped: Callable[[], bool] = never  # asked at each token
+        self.stopped: Callable[[], bool] = not_stopped  # asked at each token
         # Of the last picture: its file, its features, and the tokens of a question about it.
         self.seen: tuple[Path, int, int] | None = None
         self.features: dict[Encoder, dict[str, Tensor]] = {}

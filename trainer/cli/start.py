@@ -224,7 +224,7 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     """The plan to continue with: a smaller one if the run has just run out of memory."""
     from trainer.run import shortages as recovery
 
-    place = recovery.unhandled(folder)
+    place = recovery.open_report(folder)
     if place is None:
         return plan
     from advisor.fallback import NothingSmaller, fallback

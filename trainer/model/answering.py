@@ -18,7 +18,7 @@ from trainer.model.layers.replayed import Replayed
 from trainer.model.segmentation_model import SegmentationModel
 
 
-def never() -> bool:
+def not_stopped() -> bool:
     """Somebody always waits."""
     return False
 
@@ -46,7 +46,7 @@ class Answering:
 
     @torch.no_grad()
     def answers(
-        self, batch: Batch, most: int, end_id: int, stopped: Callable[[], bool] = never
+        self, batch: Batch, most: int, end_id: int, stopped: Callable[[], bool] = not_stopped
     ) -> list[Said]:
         """Of every question of ONE row, at most `most` tokens; not ended where the room was.
 

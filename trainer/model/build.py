@@ -53,7 +53,7 @@ def read_tokenizer(plan: Plan) -> ConversationTokenizer:
     return tokenizer.read(model_folder(plan), plan.profile.most_image_tokens)
 
 
-def some_tokenizer(plan: Plan) -> ConversationTokenizer:
+def counting_tokenizer(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer; if its weights are not here the shipped one, enough to count."""
     try:
         return read_tokenizer(plan)

@@ -213,7 +213,7 @@ def _recorded(args: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in args[:3])
 
 
-def goes_on(before: Any, packet: Any, args: tuple[Any, ...]) -> bool:
+def works_in_place(before: Any, packet: Any, args: tuple[Any, ...]) -> bool:
     """Whether torch changes the result of `before` in place: to add a linear's bias, and in the
     backward pass of the cross-entropy of logits for (sigmoid − target) · gradient."""
     if packet is aten.add:
@@ -222,7 +222,7 @@ def goes_on(before: Any, packet: Any, args: tuple[Any, ...]) -> bool:
     return back and (before, packet) in {(aten.sigmoid, aten.sub), (aten.sub, aten.mul)}
 
 
-def given_by_card(func: Any, args: tuple[Any, ...]) -> Any:
+def card_results(func: Any, args: tuple[Any, ...]) -> Any:
     """The card's results of an operator that gives others than the CPU's; None for all others.
 
     Dropout makes a copy and a mask, whether it drops anything or not.

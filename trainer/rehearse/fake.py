@@ -26,7 +26,7 @@ from profiles.sizes import MIB
 from trainer.batch import Batch
 from trainer.data.samples import padded_length
 from trainer.hardware import versions
-from trainer.model.build import fill, skeleton, some_tokenizer
+from trainer.model.build import counting_tokenizer, fill, skeleton
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.layers.decoder import Rope, RunLayer, run_layer
 from trainer.model.layers.frozen import make_scale_code
@@ -169,7 +169,7 @@ def watch(
 
     With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
     """
-    tokenizer = some_tokenizer(plan)
+    tokenizer = counting_tokenizer(plan)
     samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens, values=False).step()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])

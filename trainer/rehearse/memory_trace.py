@@ -27,9 +27,9 @@ from trainer.rehearse.card_kernels import (
     HIDDEN,
     NOTHING_INSIDE,
     PRODUCTS,
-    given_by_card,
-    goes_on,
+    card_results,
     in_order_made,
+    works_in_place,
 )
 from trainer.rehearse.shape_kernels import NOTHING, known_result
 
@@ -160,7 +160,7 @@ class MemoryTrace(TorchDispatchMode):
         blocks = [self.take(size, INSIDE) for size in inside.before]
         held = [self.take(size, INSIDE) for size in inside.held]
         self._give_all(blocks)
-        result = given_by_card(func, args) or known_result(func, args, kwargs or {})
+        result = card_results(func, args) or known_result(func, args, kwargs or {})
         if result is None:
             result = func(*args, **(kwargs or {}))
         elif result is NOTHING:
@@ -200,7 +200,7 @@ class MemoryTrace(TorchDispatchMode):
         here = made is not None and first == self._same.get(made, made)
         backward = self.phase == "backward" and not torch.is_grad_enabled()
         gradients = packet in ADDED_UP and backward and not args[0]._is_view()
-        if gradients or (here and goes_on(before, packet, args)):
+        if gradients or (here and works_in_place(before, packet, args)):
             self._addend = first
 
     def _take_workspace(self) -> None:

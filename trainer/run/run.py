@@ -205,7 +205,7 @@ class Run:
             started = time.monotonic()
             torch.manual_seed(step_seed(self.plan.seed, self.step, self.accelerator.process_index))
             with self.state.saved_on_failure():
-                result = self._first_looked_at(batches)
+                result = self._step_with_receipts(batches)
             batches.clear()  # frees them: the next batches are pinned in their place
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
@@ -227,7 +227,7 @@ class Run:
             self.reporter.progress(title, number, self.epoch_steps)
             self._between_steps()
 
-    def _first_looked_at(self, batches: list[Batch]) -> StepResult | None:
+    def _step_with_receipts(self, batches: list[Batch]) -> StepResult | None:
         """A step; the first one's receipts are kept in the run folder."""
         if self.receipts.rows:
             return self._step(batches)

@@ -23,7 +23,7 @@ CHUNK_BYTES = 32 * MIB
 ALIGNMENT = 256  # bytes; what CUDA's own allocations have
 
 
-def unnoticed(target: Tensor) -> Any:
+def hidden_from_autograd(target: Tensor) -> Any:
     """A context that hides changes of `target` from autograd.
 
     A compiled layer keeps its weights for the backward pass by reference, and autograd's version
@@ -42,11 +42,11 @@ class _Copier:
     def start(self, target: Tensor, source: Tensor) -> torch.cuda.Event | None:
         """Queue a copy behind all work queued so far; the event marks its end."""
         if self.stream is None:
-            with unnoticed(target):
+            with hidden_from_autograd(target):
                 target.copy_(source)
             return None
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream), unnoticed(target):
+        with torch.cuda.stream(self.stream), hidden_from_autograd(target):
             target.copy_(source, non_blocking=True)
         return self.stream.record_event()
 
