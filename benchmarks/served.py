@@ -22,8 +22,6 @@ import psutil
 from demo_seeds import cpu_model
 from tables import put, rows_of
 
-from profiles.sizes import MIB
-
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "serving.jsonl", ROOT / "docs" / "serving.md"
 PACKAGES = ("starlette", "uvicorn", "python-multipart", "torch")
