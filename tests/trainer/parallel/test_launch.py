@@ -97,7 +97,7 @@ def test_two_processes_of_a_launcher_give_the_losses_of_one(
     )  # fmt: skip
     said = log.read_text()
     assert code == 0, said
-    batch = ("2 × 1 × 2 processes", "4 questions, 1 × 1 × 2 processes pictures of up to 2")
+    batch = ("2 × 1 × 2 processes", "4 questions, up to 2 a picture, 1 × 1 × 2 processes")
     assert f"batch {batch[questions - 1]}, " in said
     # One process speaks for both.
     assert said.count("before training: gIoU") == 1
