@@ -91,7 +91,7 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
         counts[item.name] = intersection_union(answer.mask, truth)
         reporter.progress("answering", done, len(items))
     scores = MaskScores()
-    for item in items:  # in their order, by which the intervals are drawn
+    for item in items:  # in this order the intervals' draws are made
         scores.add_counts(item.name, *counts[item.name])
     return Evaluation(tuple(items), scores, answers)
 
