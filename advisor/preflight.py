@@ -39,6 +39,7 @@ from advisor.report.findings import (
     SETTINGS,
     card_findings,
     few_pictures,
+    larger_batch,
     nearest_plan,
     smaller_pictures,
 )
@@ -110,7 +111,11 @@ def advise(
         prefer=prefer,
         size=size,
     )
-    return with_costs(request, _advised(request), counting)
+    larger = [] if request.wants_packaged else larger_batch(overrides)
+    batch = (f"effective_batch={one.got}" for one in larger)
+    request = replace(request, overrides=(*overrides, *batch))
+    found = with_costs(request, _advised(request), counting)
+    return found.model_copy(update={"findings": (*larger, *found.findings)})
 
 
 def with_costs(request: Request, advice: Advice, counting: CountingLive | None) -> Advice:

@@ -124,6 +124,19 @@ def forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
         data.pop(follower)
 
 
+def shareable(processes: int, questions: int, parts: int = 1) -> int:
+    """The usual effective batch, or the next larger one that so many processes can share.
+
+    `questions` a picture at most; `parts`: the micro-batch, or the passes, of each of them.
+    """
+    if questions == 1:
+        even = processes * parts
+        return full_rows(EFFECTIVE_BATCH, even) * even
+    if full_rows(EFFECTIVE_BATCH, questions) >= processes:
+        return EFFECTIVE_BATCH
+    return full_rows(questions * (processes - 1) + 1, processes) * processes
+
+
 def batch_contradictions(plan: Batch) -> Iterator[Finding]:
     """Why these batch sizes contradict each other."""
     questions = plan.questions_per_picture

@@ -39,7 +39,9 @@ def read_regular(path: Path, most_bytes: int = LARGEST) -> bytes:
     """
     with opened(path) as file:
         known = os.fstat(file.fileno()).st_size
-        data = file.read(most_bytes + 1) if known <= most_bytes else b""
+        data = file.read(known + 1) if known <= most_bytes else b""
+        if len(data) > known:  # it grows, or is a file of the kernel, without a size
+            data += file.read(most_bytes + 1 - len(data))
         if max(known, len(data)) > most_bytes:
             size, most = (f"{number / MIB:.0f} MiB" for number in (known, most_bytes))
             raise OSError(errno.EINVAL, f"has {size}; allowed: at most {most}", str(path))
@@ -110,8 +112,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError:
+    except OSError as error:
         aside.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a write knows no name
         raise
     force(path.parent)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import typer
 
 from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
+from profiles.numbers import typed
 from profiles.own_files import is_marked, refuse_others
 from profiles.preferences import Preference
 from profiles.shared_options import Text
@@ -29,10 +29,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 def memory_size(text: str) -> int:
     """Bytes from a size; notes how a plain number was read. Raises typer.BadParameter."""
-    try:
-        size = parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    size = typed(parse_size)(text)
     if not text.strip()[-1].isalpha():
         tell(f"note: {text.strip()} is read as {size / GIB:g} GiB")
     return size
@@ -190,12 +187,6 @@ def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
             announced()
     except ValueError as error:
         fail(str(error) if skip_broken is not None else f"{VARIABLE}: {error}")
-
-
-def must_be_positive(name: str, value: float | None) -> None:
-    """Ends with exit code 2 for NaN, infinity, and numbers not above 0."""
-    if value is not None and not 0 < value < math.inf:
-        fail(f"{name}: got {value:g}; give a number above 0")
 
 
 def is_plan(path: Path) -> bool:

@@ -15,6 +15,7 @@ from advisor.machine.torch_builds import older_build
 from advisor.machine.versions import REMEDY, VERSIONS, newer_than_rows
 from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
+from profiles.batches import shareable
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.grid import caching_bytes
@@ -23,6 +24,7 @@ from profiles.measurement import DataCounts
 from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
+from profiles.settings import EFFECTIVE_BATCH, MOST, TARGETS_PER_PICTURE
 from profiles.sizes import gib
 from profiles.text import counted, quoted
 
@@ -31,6 +33,7 @@ SETTINGS, PICTURES = "settings", "pictures"
 OPEN_NAME = "--gpu"  # where a card's name may mean several
 UNIT = "--vram"  # where the card may be another than was typed: GB for GiB
 DATA = "data"
+BATCH = "batch"
 FEW = 50  # pictures to train on: a policy
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
@@ -102,6 +105,29 @@ def few_pictures(counts: DataCounts) -> list[Finding]:
     what = f"{counted(counts.train_pictures, 'picture')} to train on may be too few: ReasonSeg has "
     what += str(REASON_SEG.train_pictures)
     return [Finding(DATA, what, fix="lisa-train evaluate RUN says whether training helped")]
+
+
+def larger_batch(overrides: tuple[str, ...]) -> list[Finding]:
+    """A note, with the batch of a step, where so many cards cannot share the usual one.
+
+    Only where that is not the user's own, nor follows from other settings of the user's.
+    """
+    named = assigned(overrides)
+    both = {"micro_batch", "accumulation"}
+    if "effective_batch" in named or both <= named.keys():
+        return []
+    usual = "1" if "accumulation" in named else str(TARGETS_PER_PICTURE)
+    numbers = [named.get("processes", "1"), named.get("questions_per_picture", usual)]
+    numbers += [named.get(name, "1") for name in both]
+    if not all(one.isdecimal() and 0 < int(one) <= MOST for one in numbers):
+        return []  # which the plan refuses
+    cards, questions, *parts = map(int, numbers)
+    if cards == 1 or (batch := shareable(cards, questions, max(parts))) == EFFECTIVE_BATCH:
+        return []
+    if "questions_per_picture" not in named:
+        batch = shareable(cards, 1, max(parts))
+    what = f"{batch} questions a step, as {cards} cards cannot share the usual {EFFECTIVE_BATCH}"
+    return [Finding(BATCH, what, str(batch), "--set effective_batch=N")]
 
 
 def open_name(target: Target | None) -> list[Finding]:

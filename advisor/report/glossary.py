@@ -91,8 +91,17 @@ def explain(name: str) -> str:
 
 
 def _within(phrase: str, known: Mapping[str, str]) -> list[str]:
-    """The words that a phrase contains, such as checkpointed in '2 of 36 layers checkpointed'."""
-    return list(dict.fromkeys(known[one] for one in known if f" {one} " in f" {phrase} "))
+    """The words that a phrase contains, such as checkpointed in '2 of 36 layers checkpointed'.
+
+    In its order; of 'card of', which stands for another word, the card is none.
+    """
+    found = [one for one in known if _contains(phrase, one)]
+    whole = [one for one in found if not any(one != it and _contains(it, one) for it in found)]
+    return list(dict.fromkeys(known[one] for one in sorted(whole, key=f" {phrase} ".index)))
+
+
+def _contains(phrase: str, words: str) -> bool:
+    return f" {words} " in f" {phrase} "
 
 
 def _bare(name: str) -> str:

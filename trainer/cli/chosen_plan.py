@@ -84,10 +84,10 @@ def _print_findings(advice: Advice) -> None:
     """Print the advice's findings that concern a training of its plan."""
     from advisor.machine.torch_builds import TORCH
     from advisor.machine.versions import VERSIONS
-    from advisor.report.findings import PICTURES
+    from advisor.report.findings import BATCH, PICTURES
 
     for finding in advice.findings:
-        if finding.where in (VERSIONS, PICTURES, TORCH):
+        if finding.where in (VERSIONS, BATCH, PICTURES, TORCH):
             tell(f"note: {finding}")
 
 

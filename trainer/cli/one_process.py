@@ -12,7 +12,7 @@ import typer
 from profiles.exits import EXIT_FAILED, EXIT_OUT_OF_MEMORY
 from profiles.streams import tell
 from profiles.text import argument, counted, one_line, time_text
-from trainer.cli.console import next_steps, reporter, user_errors
+from trainer.cli.console import RESUME, next_steps, reporter, user_errors
 from trainer.cli.planned_run import Data, PlannedRun, read_data
 from trainer.process import import_libraries, try_segments, use_allocator, use_threads
 from trainer.run.folder import OVERLAY
@@ -34,7 +34,7 @@ def worker(
     from trainer.run.shortages import OutOfMemory
     from trainer.run.started import Started
 
-    with user_errors():
+    with user_errors(RESUME):
         plan, started = Plan.read(folder / "plan.json"), Started.read(folder)
         run = PlannedRun(plan, folder, started, resumes=resumes)
         try:
@@ -57,10 +57,10 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
         from trainer.answer.evaluate import run_sheet
         from trainer.run.validation import outcome
 
-        sheet = run_sheet(training, folder / OVERLAY, count=6)
         for line in outcome(summary, folder):
             display.line(line)
         display.line(took_line(_seconds_here(), run.expected.seconds, run.resumes))
+        sheet = run_sheet(training, folder / OVERLAY, count=6)
         display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
         display.line(next_steps(folder))
 
@@ -86,7 +86,7 @@ def _plan_line(plan: Plan, samples: int) -> str:
     questions = plan.questions_per_picture
     batch = f"{plan.micro_batch} × {plan.accumulation}{processes}"
     if questions > 1:
-        batch = f"{plan.effective_batch} questions, {batch} pictures of up to {questions}"
+        batch = f"{plan.effective_batch} questions, up to {questions} a picture, {batch}"
     return (
         f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
         f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "

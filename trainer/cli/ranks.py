@@ -21,7 +21,7 @@ from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from profiles.files import refused
 from profiles.streams import tell
 from profiles.text import counted
-from trainer.cli.console import LineProgress, user_errors
+from trainer.cli.console import RESUME, LineProgress, user_errors
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data
 from trainer.parallel.launch import is_main
@@ -123,7 +123,7 @@ def deciding() -> Iterator[None]:
     """`user_errors` of rank 0: if it ends before it announces a run, the other ranks end too."""
     code, said = 0, "see what it says"
     try:
-        with user_errors():
+        with user_errors(RESUME):
             try:
                 yield
             except Exception as error:

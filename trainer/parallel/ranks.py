@@ -114,8 +114,10 @@ class Ranks:
         self.say("end", "")
         with suppress(RuntimeError):
             self.hear("end", seconds=ENDING_SECONDS)
+            self.say("heard", "")
         if self.is_main:  # leaves last: where torchrun has no part, the store is in its process
-            time.sleep(2 * SLOWEST_LOOK)
+            with suppress(RuntimeError):
+                self.hear("heard", seconds=2 * SLOWEST_LOOK)
 
 
 @cache
@@ -165,13 +167,16 @@ def _is_sibling(pid: int) -> bool:
 
 
 def _wait(store: Store, keys: list[str], seconds: float) -> None:
-    """Wait for keys by polling: a wait inside the store would ignore Ctrl-C."""
+    """Wait for keys by polling: a wait inside the store would ignore Ctrl-C.
+
+    Each pause is a tenth of the wait so far, so no wait is much longer than it has to be.
+    """
     pause, until = 0.01, time.monotonic() + seconds
     while not store.check(keys):
         if time.monotonic() > until:
             raise RuntimeError(f"nothing came for {seconds:.0f} s")
         time.sleep(pause)
-        pause = min(SLOWEST_LOOK, 1.5 * pause)
+        pause = min(SLOWEST_LOOK, 1.1 * pause)
 
 
 def host() -> str:

@@ -9,6 +9,7 @@ code makes them until the code frees them.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +41,15 @@ class Visit:
     outgoing: int = -1
     gradients: list[int] = field(default_factory=list)  # of trained tensors, made here
 
+    def moved(self, start: int, blocks: Mapping[int, int], places: Sequence[int]) -> Visit:
+        """The same with other blocks, at the places of the events since `start`."""
+        return Visit(
+            self.recomputed, places[self.forward - start],
+            {blocks[block] for block in self.born if block in blocks},
+            blocks[self.input], blocks[self.output], places[self.backward - start],
+            blocks[self.incoming], blocks[self.outgoing], [blocks[b] for b in self.gradients],
+        )  # fmt: skip
+
 
 class LayerVisits:
     """Notes under a trace where decoder layers learn."""
@@ -61,6 +71,11 @@ class LayerVisits:
             return output
 
         return marked
+
+    def repeat(self, start: int, blocks: Mapping[int, int], places: Sequence[int]) -> None:
+        """What was noted of the blocks has happened again, with other blocks at other events."""
+        first = [visit for visit in self.back if visit.output in blocks]
+        self.back += [visit.moved(start, blocks, places) for visit in first]
 
     def _follow(self, visit: Visit, layer: nn.Module, hidden: Tensor, output: Tensor) -> None:
         first = 0

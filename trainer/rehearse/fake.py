@@ -40,7 +40,7 @@ from trainer.rehearse.fake_tensors import fake_tensors, faked
 from trainer.rehearse.gradient_buckets import GradientBuckets
 from trainer.rehearse.memory_trace import MemoryTrace, rounded
 from trainer.rehearse.repeated_layers import Repeater
-from trainer.rehearse.repeated_work import RepeatedEncoder, RepeatedLinears
+from trainer.rehearse.repeated_work import RepeatedEncoder, RepeatedLinears, RepeatedPasses
 from trainer.rehearse.step_timeline import components, timeline
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 
@@ -167,7 +167,8 @@ def watch(
 ) -> Watched:
     """Load the model, evaluate and train some steps on fake tensors, as one process of the plan's.
 
-    With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
+    With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`), and so are a
+    step's passes (`trainer.rehearse.repeated_work`).
     """
     tokenizer = counting_tokenizer(plan)
     samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens, values=False).step()
@@ -197,7 +198,8 @@ def watch(
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
-        paged = _train(model, batches, optimizer, trace, plan, buckets)
+        passes = RepeatedPasses(trace, model, visits) if extend else None
+        paged = _train(model, batches, optimizer, trace, plan, buckets, passes)
     trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
     return Watched(trace, visits, paged, host)
@@ -206,13 +208,21 @@ def watch(
 def _train(
     model: SegmentationModel, batches: Sequence[Batch], optimizer: torch.optim.Optimizer,
     trace: MemoryTrace, plan: Plan, buckets: GradientBuckets | None,
+    passes: RepeatedPasses | None,
 ) -> int:  # fmt: skip
     """Take the plan's steps under the trace; bytes of paged optimizer state."""
     accelerator, paged = Accelerator(cpu=True), 0
+
+    def run() -> None:
+        accumulate(model, batches, total_of(batches, accelerator), accelerator)
+
     for step in range(STEPS[plan.segments]):
         if buckets is not None and step == 1:
             buckets.rebuild()
-        accumulate(model, batches, total_of(batches, accelerator), accelerator)
+        if passes is not None and (buckets is None or step > 0):  # buckets settle in the first
+            passes(run)
+        else:
+            run()
         if buckets is None:
             trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         trace.begin("clipping")

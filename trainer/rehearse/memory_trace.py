@@ -271,8 +271,9 @@ class MemoryTrace(TorchDispatchMode):
         key = tensor.untyped_storage()._cdata
         block = self._blocks.get(key, -1)
         if block >= 0:
+            known = self._same.get(block, block)
             self.give(block)
-            self._blocks[key] = -1 - block  # so that its end is no second one
+            self._blocks[key] = -1 - known  # so that its end is no second one
 
     def peaks(self, parts: bool = False) -> dict[str, int]:
         """The most bytes live at once in each phase, or in each part of one."""

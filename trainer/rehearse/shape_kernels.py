@@ -12,6 +12,7 @@ FakeTensorMode's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import bitsandbytes  # noqa: F401  its operators
@@ -116,7 +117,7 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     device = kwargs.get("device") or CPU
     if isinstance(mode, FakeTensorMode) and device in (CPU, META):
         with torch._C._DisableTorchDispatch():
-            return FakeTensor(mode, func(*args, **kwargs | {"device": META}), device)
+            return _fake(mode, func(*args, **kwargs | {"device": META}), device)
     return None
 
 
@@ -138,7 +139,7 @@ def _of_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fake
     kwargs.pop("device", None)
     with in_kernel_invocation_manager(mode):
         result = func(*args, **kwargs)
-    return FakeTensor(mode, result, device)
+    return _fake(mode, result, device)
 
 
 def _like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
@@ -184,7 +185,23 @@ def _made(
             place = torch.empty(shape, dtype=dtype, device=META)
         else:
             place = torch.empty_strided(shape, stride, dtype=dtype, device=META)
-    return FakeTensor(mode, place, CPU)
+    return _fake(mode, place, CPU)
+
+
+def _fake(mode: FakeTensorMode, place: Tensor, device: torch.device) -> FakeTensor:
+    """As FakeTensor's constructor makes it, which sets fifteen more attributes one by one."""
+    tensor = Tensor._make_subclass(
+        FakeTensor, place, False, dispatch_device=True, device_for_backend_keys=device
+    )
+    vars(tensor).update(_attributes(mode, device))
+    return tensor
+
+
+@lru_cache(maxsize=2)
+def _attributes(mode: FakeTensorMode, device: torch.device) -> dict[str, Any]:
+    """What every fake tensor of the mode has on that device."""
+    with torch._C._DisableTorchDispatch():
+        return vars(FakeTensor(mode, torch.empty(0, device=META), device))
 
 
 def _plain(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from trainer.serve.child import Child, Gone
 from trainer.serve.limits import Limits
 
 NOT_LOADED = "the model is not loaded"
-LONGEST_PAUSE = 60  # seconds between two tries to start a process
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries to start a process
 
 
 class Workers:
@@ -131,11 +131,11 @@ class Workers:
         self.idle.put_nowait(child)
 
     async def _replace(self, child: Child) -> None:
-        pause = 1
+        pause = PAUSE
         while True:
             try:
                 return await child.start()
             except Gone as error:
-                self.tell(f"{error}; next try in {pause} s")
+                self.tell(f"{error}; next try in {pause:g} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
