@@ -6,18 +6,16 @@ torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 from advisor.advice import Advice, undecided
 from advisor.choice.candidate import Candidate
 from advisor.choice.preference import SAME_PACE, STORAGES
 from advisor.choice.search import (
-    correction_of,
     largest_micro_batch,
     search,
     smallest_card_gib,
@@ -31,16 +29,15 @@ from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.machine.torch_builds import too_old
-from advisor.memory.live import Heard, Live
-from advisor.memory.parts import LASTING, parts_of
-from advisor.rehearsal import RehearsalFailed
+from advisor.memory.live import CountingLive, Live
+from advisor.memory.parts import parts_of
 from advisor.report.findings import (
     DATA,
     SETTINGS,
     card_findings,
     few_pictures,
+    larger_batch,
     nearest_plan,
-    smaller_pictures,
 )
 from advisor.report.plan_words import storage_text
 from advisor.report.reasons import card_reasons, plan_reasons
@@ -52,6 +49,7 @@ from advisor.request import (
     wanted_model,
     whole_segments,
 )
+from advisor.smaller_pictures import with_smaller_pictures
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.exchange import nccl_bytes
 from profiles.exits import EXIT_FAILED
@@ -59,13 +57,9 @@ from profiles.findings import Finding, PlanError
 from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
-from profiles.pictures import limits_for
 from profiles.preferences import Preference
 from profiles.settings import MOST
 from profiles.sizes import gib
-from profiles.tested import Verdict
-
-EIGHTHS = (1, 2, 3, 4, 5, 6, 7)  # of the tokens that a picture may take
 
 
 def advise(
@@ -84,16 +78,19 @@ def advise(
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
-    `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
-    at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
-    a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
-    figures are wanted; `evidence` is all else that it knows (None: what is shipped); `prefer` is
-    the order in which plans are preferred; `size` is how much there is to train on, where no `data`
-    says it. Raises PlanError for an unknown model and for settings
-    that cannot run, and whatever `live` raises.
+    overrides: `key=value` settings that the choice keeps.
+    text_tokens: of the longest sample; None: the longest of `data`, or else the plan's limit.
+    live: forecasts a plan at a text length (None: the longest of `data`) where the shipped grid
+        does not reach, or if `exact` figures are wanted.
+    evidence: rows, contexts and versions; None: what is shipped.
+    prefer: the order in which plans are preferred.
+    size: how much there is to train on, if there is no `data` to count.
+
+    Raises PlanError for an unknown model and for settings that cannot run, and whatever `live`
+    raises.
     """
     overrides = tuple(overrides)
-    heard = Heard(live) if live is not None else None
+    counting = CountingLive(live) if live is not None else None
     request = Request(
         machine=machine,
         model=wanted_model(model, assigned(overrides).get("model")),
@@ -102,20 +99,25 @@ def advise(
         target=target,
         data=data,
         text_tokens=text_tokens,
-        live=heard,
+        live=counting,
         exact=exact,
         prefer=prefer,
         size=size,
     )
-    return with_costs(request, _advised(request), heard)
+    larger = [] if request.wants_packaged else larger_batch(overrides)
+    batch = (f"effective_batch={one.got}" for one in larger)
+    request = replace(request, overrides=(*overrides, *batch))
+    found = with_costs(request, _advised(request), counting)
+    return found.model_copy(update={"findings": (*larger, *found.findings)})
 
 
-def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
-    """The advice with what its training takes of time and disk: of the data as it was counted.
+def with_costs(request: Request, advice: Advice, counting: CountingLive | None) -> Advice:
+    """The advice with the time and disk that its training takes, for the data as counted.
 
-    Data that was not counted has neither; without data it is the request's, or ReasonSeg's size.
+    Without data, for the size in the request, or ReasonSeg's. Data that was not counted has no
+    figures.
     """
-    counts, image_tokens = (heard.counts, heard.image_tokens) if heard else (None, None)
+    counts, image_tokens = (counting.counts, counting.image_tokens) if counting else (None, None)
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
     gpu, own = advice.gpu, counts or request.size
@@ -138,10 +140,10 @@ def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
 
 
 def _asking_once(request: Request, advice: Advice) -> list[Finding]:
-    """A note if another plan is better where each picture has one question, as most own data.
+    """A note if another plan is better for one question a picture, as most users' data have.
 
-    Better: it rounds less, or trains faster by what counts as another speed. It takes a search of
-    its own, so only whoever waits for one advice, with live forecasts, gets it: no long table does.
+    Better means that it rounds less, or is faster by more than SAME_PACE. This takes a second
+    search, so it is done only for a single advice with live forecasts, not for long tables.
     """
     plan, was = advice.plan, advice.duration
     if request.live is None or "questions_per_picture" in request.pinned:
@@ -163,10 +165,10 @@ def _asking_once(request: Request, advice: Advice) -> list[Finding]:
 
 
 def _on_cards(request: Request, advice: Advice) -> Iterator[Planned]:
-    """The plan that is advised for one card, for two and so on; none where one card is meant.
+    """The plans advised for one card, two cards and so on; none if the request is for one card.
 
-    Cards of a machine are filled before there is a second machine. A number that the batch cannot
-    be shared among is left out.
+    All cards of a machine are used before a second machine is. Numbers of cards that cannot share
+    the batch are left out.
     """
     plan, gpu = advice.plan, advice.gpu
     assert plan is not None and gpu is not None
@@ -241,59 +243,14 @@ def _advised(request: Request) -> Advice:
         if tried[-1].exit_code != EXIT_FAILED:
             return _instead_of(tried[0], tried[-1])
     for advice in tried:
-        if smaller := _with_smaller_pictures(request, gpu, advice):
+        on_gpu = partial(_on_gpu, gpu=gpu, model=advice.model)
+        if smaller := with_smaller_pictures(request, advice, on_gpu):
             return smaller
     last = tried[-1]
     if request.model is not None:
         return last
     tiny = tiny_instead(request, gpu, last)
     return _instead_of(tried[0], last) if tiny is last else tiny
-
-
-def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice | None:
-    """A plan that shrinks pictures as little as it must, where `large` found none that fits.
-
-    That changes what the model sees, so it comes last and is said. The smallest size is tried
-    first, for it often rules out all others. What it corrects of the grid's figures, which are of
-    whole pictures, gives a first guess for the sizes between: one forecast each is mostly enough.
-    """
-    whole = large.plan
-    limited = request.pinned & {"min_pixels", "max_pixels"}
-    if request.live is None or limited or whole is None or not whole.profile.tokens_vary:
-        return None
-    lasting = sum(large.parts.get(part, 0) for part in LASTING)
-    if large.budget is not None and lasting > large.budget.cap_bytes:
-        return None  # at any size of pictures
-    most = whole.profile.most_image_tokens
-
-    @cache
-    def shrunk(eighths: int) -> Advice:
-        limit = limits_for(whole, most * eighths // 8)["max_pixels"]
-        settings = (*request.overrides, f"max_pixels={limit}")
-        return _on_gpu(replace(request, overrides=settings, guess=guess(eighths)), gpu, large.model)
-
-    def guess(eighths: int) -> float:
-        first = EIGHTHS[0]
-        forecast = None if eighths == first else shrunk(first).forecast
-        if forecast is None or not forecast.tiers:
-            return 1.0
-        least = correction_of(forecast.plan, forecast.tier("pool").bytes, forecast.text_tokens)
-        return least + (1 - least) * (eighths - first) / (len(EIGHTHS) + 1 - first)
-
-    def verdict(eighths: int) -> Verdict:
-        """A forecast that fails leaves the answer as it was."""
-        try:
-            return shrunk(eighths).verdict
-        except RehearsalFailed:
-            return "UNKNOWN"
-
-    if verdict(EIGHTHS[0]) not in ("FITS", "TIGHT"):
-        return None
-    fitting = bisect_left(EIGHTHS, True, key=lambda eighths: verdict(eighths) != "FITS")
-    best = shrunk(EIGHTHS[max(0, fitting - 1)])
-    kept = [finding for finding in large.findings if finding.where == SETTINGS]
-    findings = (smaller_pictures(best.plan, most, bool(kept)), *kept, *best.findings)
-    return best.model_copy(update={"findings": findings})
 
 
 def _instead_of(usual: Advice, advice: Advice) -> Advice:

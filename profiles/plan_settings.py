@@ -10,9 +10,11 @@ from profiles.families import ModelProfile
 from profiles.pictures import LARGEST, LEAST, limits_for, profile_of
 from profiles.settings import (
     EFFECTIVE_BATCH,
+    LONG_ANSWERS,
     MOST,
     MOST_PROCESSES,
     MOST_QUESTIONS,
+    SEVERAL_MASKS,
     TARGETS_PER_PICTURE,
     Dtype,
     Encoder,
@@ -112,12 +114,12 @@ class PlanSettings(Settings):
     )
     min_pixels: int | None = Field(
         None, ge=LEAST, le=LARGEST,
-        description="smaller pictures are enlarged to so many pixels for the language model; "
+        description="pixels to which smaller pictures are enlarged for the language model; "
         "null: the model sees all pictures at one size",
     )  # fmt: skip
     max_pixels: int | None = Field(
         None, ge=LEAST, le=LARGEST,
-        description="larger pictures are shrunk to so many pixels for the language model; "
+        description="pixels to which larger pictures are shrunk for the language model; "
         "null: the model sees all pictures at one size",
     )  # fmt: skip
     optimizer: Literal["adamw", "paged_adamw"] = Field(
@@ -150,7 +152,7 @@ class PlanSettings(Settings):
         """[SEG] tokens that a training sample holds at most."""
         if self.questions_per_picture > 1:
             return self.questions_per_picture
-        several = self.mixture.refer_seg or self.mixture.sem_seg
+        several = self.mixture.draws(SEVERAL_MASKS)
         return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
 
     @property
@@ -161,7 +163,7 @@ class PlanSettings(Settings):
     @property
     def most_answer_tokens(self) -> int | None:
         """Supervised tokens of a training sample at most; None: some five for each mask."""
-        return self.tokens.max_text_tokens if self.mixture.vqa else None
+        return self.tokens.max_text_tokens if self.mixture.draws(LONG_ANSWERS) else None
 
     @property
     def profile(self) -> ModelProfile:
@@ -169,6 +171,6 @@ class PlanSettings(Settings):
         return profile_of(self)
 
     def with_pictures_of(self, image_tokens: int | None) -> Self:
-        """The plan for pictures of so many tokens at most, such as the data's largest has."""
+        """The plan for pictures of at most `image_tokens`, as many as the data's largest takes."""
         limits = limits_for(self, image_tokens)
         return self.model_copy(update=limits) if limits else self

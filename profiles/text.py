@@ -31,7 +31,7 @@ _BRIEF.maxstring = _BRIEF.maxother = 200
 
 
 def brief(value: object, letters: int = 60) -> str:
-    """`repr(value)` in so many letters at most, however long, deep or recursive the value is."""
+    """`repr(value)`, cut to a limit of letters, however long, deep or recursive the value is."""
     text = _BRIEF.repr(value)
     return text if len(text) <= letters else text[: letters - 3] + "..."
 
@@ -39,7 +39,7 @@ def brief(value: object, letters: int = 60) -> str:
 def printable(text: str) -> str:
     """`text` with control and invisible characters spelled out, such as `\\u001b`.
 
-    Control characters (C0 but for tab and line break, C1), marks that turn the direction of
+    Control characters (C0 except tab and line break, C1), marks that turn the direction of
     writing, and half characters. The spelling is JSON's, so a JSON document stays what it says.
     """
     if text.isascii() and text.isprintable():
@@ -82,7 +82,7 @@ def is_text(name: str) -> bool:
 
 
 def operand(value: str | os.PathLike[str]) -> str:
-    """A path as a command may be given it: a leading dash would make it an option."""
+    """A path as a command's argument: one that begins with a dash would be taken for an option."""
     text = os.fspath(value)
     return f"./{text}" if text.startswith("-") else text
 

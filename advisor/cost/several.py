@@ -1,8 +1,8 @@
 """What more cards bring: the same training on one, two, four and so on, by the forecast of a step.
 
-The effective batch stays the user's: each of several cards has fewer rows, and one may have more
-than another. Each step ends with an exchange of gradients, which one card does not need. NCCL takes
-memory too, so a card that is one of several may need a slower plan than one alone.
+The effective batch stays the user's, so each of several cards gets fewer rows, and some may get
+more than others. Each step ends with an exchange of gradients, which a single card does not need.
+NCCL takes memory too, so each of several cards may need a slower plan than a single card.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from profiles.measurement import DataCounts
 from profiles.plan import Plan
 from profiles.records import Frozen
 
-WORTH = 0.9  # of the time on fewer cards: what saves less than a tenth is no gain
+WORTH = 0.9  # of the time on fewer cards: saving less than a tenth counts as no gain
 
 
 class Planned(NamedTuple):
-    """A plan for so many cards, the slowest of them, and whether it is the best for that number."""
+    """A plan for a number of cards, the slowest card, and whether no plan is better for them."""
 
     plan: Plan
     card: GpuProfile | None
@@ -31,10 +31,10 @@ class Planned(NamedTuple):
 
 
 class OnCards(Frozen):
-    """One training on so many cards."""
+    """The training on a number of cards."""
 
     cards: int = Field(description="of all machines")
-    best: bool = Field(True, description="with the best plan for so many; false: with the advised")
+    best: bool = Field(True, description="with the best plan for this number; false: the advised")
     samples_per_second: float = Field(description="questions, from update to update")
     efficiency: float = Field(description="of each card, beside one alone with its own plan")
     step_seconds: float

@@ -40,10 +40,10 @@ QUANTILE = 0.95
 NONE = Evidence()
 FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
 
-# By which the pool was larger than said without expandable segments, at worst, rounded up: which of
-# two equal blocks is used again depends on addresses that the driver chooses (docs/forecast.md).
+# By how much the pool exceeded its forecast at worst, without expandable segments, rounded up: the
+# driver chooses addresses, and they decide which of two equal blocks is reused (docs/forecast.md).
 PLAIN_DOUBT = {"expandable": 0.0, "whole": 0.02}
-# The same of 86 compiled plans whose plain layers were replayed: other code is not known better.
+# The same for 86 compiled plans that were replayed with plain layers, as is code not seen before.
 UNKNOWN_CODE_DOUBT = {"expandable": 0.0472, "whole": 0.135}
 
 
@@ -61,7 +61,7 @@ class HostBudget(Bytes):
     pinned_bytes: int | None = Field(None, description="at most pinned; None = unknown")
 
     def shortage(self, plan: Plan, size: int) -> str:
-        """What is lacking if `plan`, with `size` bytes in all, does not go into it."""
+        """What is lacking if host memory does not hold `plan` of `size` bytes; else ''."""
         if size > self.bytes:
             return f"host memory: {gib(size)} needed, {gib(self.bytes)} usable"
         if self.pinned_bytes is not None and (pinned := pinned_bytes(plan)) > self.pinned_bytes:
@@ -90,7 +90,7 @@ class Budget(Frozen):
 
 
 def size_text(size: int) -> str:
-    """`size` bytes as a command line takes them: `8GiB`, or `8GB` where that is round."""
+    """`size` bytes for a command line: `8GiB`, or `8GB` where that is the round number."""
     for unit, name in ((GIB, "GiB"), (10**9, "GB"), (MIB, "MiB"), (10**6, "MB")):
         if size % unit == 0:
             return f"{size // unit}{name}"
@@ -98,7 +98,7 @@ def size_text(size: int) -> str:
 
 
 def what_if_gpu(vram_bytes: int, windows: bool = False) -> Gpu:
-    """A card that is not in this machine and of which only the size is known."""
+    """A card that is not in this machine, known only by its size."""
     kept = WINDOWS_KEPT_BYTES if windows else WHAT_IF_KEPT_BYTES
     return Gpu(
         index=0,
@@ -166,7 +166,7 @@ def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
 
 
 def _doubt(plan: Plan) -> float:
-    """The share of its forecast by which the pool of such a plan may be larger."""
+    """By what share of its forecast the pool of such a plan may be larger than forecast."""
     if not plan.compile:
         return PLAIN_DOUBT[plan.segments]
     shares: dict[str, float] = _errors()["compiled_doubt"]
@@ -181,10 +181,10 @@ def _errors() -> dict[str, Any]:
 
 
 def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
-    """What is left free on `gpu`, from how much too low forecasts of the pool were before.
+    """What is left free on `gpu`: by how much forecasts of the pool were too low before.
 
-    The 95 % quantile of the shortfalls on this GPU model, shipped and the user's own. A model with
-    few rows gets that of all, and at least 3 %: a policy.
+    The 95 % quantile of the shortfalls on this GPU model, in shipped rows and the user's. A model
+    with few rows gets the quantile of all models. At least 3 %, by policy.
     """
     shipped: dict[str, list[float]] = _errors()["pool_shortfalls"]
     own = [
@@ -208,7 +208,7 @@ def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
 
 
 def _host_budget(machine: Machine, assumed: int | None) -> HostBudget | None:
-    """Host memory of this machine, or of one of `assumed` bytes, of which half is free."""
+    """Host memory of this machine, or half of the `assumed` bytes of another one."""
     if assumed is not None:
         source = f"half of {gib(assumed)} is assumed free (--ram)"
         half = assumed // 2

@@ -1,4 +1,4 @@
-"""Libraries that are newer here than in any tested row: what was measured may not hold of them."""
+"""Libraries that are newer here than in any tested row: measurements may not hold for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REMEDY = "lisa-advise --measure tries the plan on this card, and keeps what it t
 
 
 def newer_than_rows(installed: Mapping[str, str], rows: Iterable[TestedRow]) -> str:
-    """The libraries of which this machine has a newer minor version than every row; '' if none."""
+    """Libraries whose minor version is newer here than in every row; '' if none."""
     seen = [row.versions for row in rows]
     newer = []
     for name in LIBRARIES:

@@ -102,7 +102,7 @@ class ConversationTokenizer(ABC):
 
     @classmethod
     def as_trained(cls, tokenizer: Tokenizer) -> None:
-        """Change a published tokenizer to how the model was trained, if its file does not say."""
+        """Set what the model was trained with and a published tokenizer's file does not say."""
         del tokenizer
 
     @staticmethod

@@ -1,9 +1,9 @@
 """The events of a step whose decoder layers are compiled, from those of plain layers.
 
-A forecast runs plain layers. Inductor's code takes and gives other blocks, in another order
-(`profiles.compiled_layers`). So each layer's own events are taken out of the trace and the moves of
-its code put in their place; what layers pass on stays, from when the code makes it until the code
-lets it go.
+A forecast runs plain layers. Inductor's code takes and frees other blocks, in another order
+(`profiles.compiled_layers`). So each layer's own events are removed from the trace, and the moves
+of its code take their place. Tensors that layers pass to each other stay, but live from when the
+code makes them until the code frees them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from trainer.model.layers.decoder import Rope, RunLayer
 from trainer.rehearse.memory_trace import WORKSPACES, MemoryTrace, rounded
 
 Event = tuple[int, int]  # block, bytes
-# What Inductor fills before each launch that it times, to empty the card's cache: as much as that
-# is, here an H200's (of an H100 50 MiB).
+# What Inductor fills before each launch that it times, to empty the card's cache: a block of the
+# cache's size, here an H200's (an H100 has 50 MiB).
 TIMING_BYTES = 60 * MIB
 
 
 @dataclass
 class Visit:
-    """A plain layer's way forward and back: the event at which each begins, and its blocks."""
+    """A plain layer's forward and backward pass: the event at which each begins, and its blocks."""
 
     recomputed: bool
     forward: int
@@ -109,7 +109,7 @@ class LayerVisits:
 def compiled_events(
     trace: MemoryTrace, back: list[Visit], moves: dict[bool, Moves]
 ) -> tuple[list[Event], int]:
-    """The trace's events where the layers of `back` do what the code does; bytes that it pins.
+    """The trace's events with the moves of compiled code for the layers of `back`; bytes pinned.
 
     `moves`: by whether a layer is recomputed.
     """
@@ -123,8 +123,8 @@ def compiled_events(
 def pinned_bytes(events: list[Event], start: int, copied: dict[int, int]) -> int:
     """Bytes of the largest block that Inductor pins while it times kernels.
 
-    At places among the events, of `copied` bytes, it copies to the host what on the card would
-    raise the peak since `start` (torch's `copy_args_to_cpu_if_needed`).
+    `copied`: places among the events, and bytes. Inductor makes these copies on the host if they
+    would raise the peak since `start` on the card (torch's `copy_args_to_cpu_if_needed`).
     """
     now = peak = most = 0
     for block, size in events:
@@ -136,7 +136,7 @@ def pinned_bytes(events: list[Event], start: int, copied: dict[int, int]) -> int
 
 
 class _Transplant:
-    """Puts the moves of compiled layers in the place of plain ones' events."""
+    """Replaces the events of plain layers by the moves of compiled ones."""
 
     def __init__(self, trace: MemoryTrace) -> None:
         self.trace = trace
@@ -188,7 +188,7 @@ class _Transplant:
     def _backward(self, visit: Visit, code: Moves, own: list[Event]) -> None:
         put, sizes = self.put[visit.backward], self.trace.sizes
         self._move(code.backward, code, visit, own, put)
-        # The engine holds the gradient that came in until the layer's function has returned.
+        # autograd's engine holds the incoming gradient until the layer's function has returned.
         self._give(visit.incoming, put)
         self.gone.discard(visit.outgoing)  # plain layers may add to the one that came in
         self.made[visit.outgoing] = own[code.gradient][0]
@@ -220,7 +220,7 @@ class _Transplant:
                 self._time(copied, words is code.backward, put)
 
     def _time(self, copied: list[int], back: bool, put: list[Event]) -> None:
-        """Time a kernel, on copies of so many bytes of what it changes."""
+        """Time a kernel, on copies of the tensors that it changes."""
         for size in copied if back else ():
             self.copied[self._mark(put)] = size
         took = [self._take(size, put) for size in (TIMING_BYTES, *([] if back else copied))]
@@ -233,6 +233,6 @@ class _Transplant:
         return put[-1]
 
     def _give(self, block: int, put: list[Event]) -> None:
-        """Give here what the trace gives elsewhere."""
+        """Free a block here that the trace frees elsewhere."""
         put.append((self.made.pop(block, block), -self.trace.sizes[block]))
         self.gone.add(block)

@@ -1,4 +1,4 @@
-"""Work that is done again and again under a trace runs once; then it plays what it did with memory.
+"""Repeated work runs once under a trace; each repetition plays back its allocations.
 
 So a picture's encoder runs once, one linear of each shape is quantised, and the passes of a step
 run once. A test compares the trace with that of steps in which all of it runs.
@@ -25,9 +25,12 @@ Tensors = Mapping[str, Tensor]
 
 
 class _Seen(NamedTuple):
-    """What the work did: its events with their labels, and those of its own blocks; the parts that
-    began, with their events; its results by name, those that it made with their blocks, and those
-    that it passes on with their names among what it was given."""
+    """What the work did.
+
+    Its events with their labels, and which of these are of its own blocks; the parts that began,
+    with their events; its results by name: those that it made with their blocks, and those that it
+    passes on with their names among its inputs.
+    """
 
     events: list[tuple[int, int, str]]
     own: set[int]
@@ -45,7 +48,7 @@ class Played(NamedTuple):
 
 
 class RepeatedWork:
-    """Work by a key; whatever has the same key uses memory alike."""
+    """Work by a key; work with the same key uses memory alike."""
 
     def __init__(self, trace: MemoryTrace) -> None:
         self.trace = trace
@@ -68,7 +71,7 @@ class RepeatedWork:
         return results
 
     def _place(self, tensor: Tensor, own: set[int]) -> tuple[int, Tensor]:
-        """The block of a result, and a tensor without memory that lies in it as the result."""
+        """The block of a result, and a tensor without memory with the result's layout in it."""
         block = self.trace.block_of(tensor)
         if block is None or block not in own:
             raise NotAlike("repeated work gave tensors that it had not made")
@@ -140,8 +143,8 @@ class RepeatedPasses:
 class RepeatedEncoder:
     """`SegmentationModel.features`, where an encoder runs once and is repeated from then on.
 
-    It keeps nothing for the way back and does the same in each micro-batch. It runs first
-    evaluating.
+    An encoder keeps nothing for the backward pass and does the same in each micro-batch. It first
+    runs in the evaluation.
     """
 
     def __init__(self, trace: MemoryTrace, model: SegmentationModel) -> None:
