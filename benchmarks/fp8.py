@@ -321,8 +321,7 @@ def all_rows() -> list[dict[str, Any]]:
     """This script's rows, those of fp8_learning.py, and of shared_demo.py what they go beside."""
     found = rows_of(ROWS_FILE)
     for row in rows_of(ROOT / "benchmarks" / "shared.jsonl"):
-        alike = row["kind"] == "demo" and row["scenes"] == "one target"
-        if alike and row["questions_per_picture"] == 1:
+        if row["kind"] == "demo" and (row["scenes"], row["way"]) == ("one target", "one"):
             found.append(row | {"products": "dtype"})
     return found
 

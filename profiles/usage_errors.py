@@ -13,7 +13,7 @@ from profiles.exits import fail
 from profiles.text import argument, brief
 from profiles.wrong_values import allowed
 
-LIKE = 0.75  # from which likeness on one word may be meant by another: plan is no slip of explain
+LIKE = 0.75  # how similar a typed word must be to be suggested: plan is no typing error of explain
 
 # typer's own class, or click's where typer still uses that.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -34,7 +34,7 @@ def in_own_words(context: Any) -> Iterator[None]:
 
 
 def _said(error: Any, context: Any, guess: bool) -> str:
-    """What is wrong; `guess`: with the option that is spelled nearly so."""
+    """What is wrong; `guess`: with the option that has a similar name."""
     message = error.format_message().rstrip(".")
     if isinstance(error, typer.BadParameter):
         name = _name(error.param)
@@ -73,7 +73,7 @@ def _meant(error: Any, context: Any) -> str:
 
 
 def _in_a_command(error: Any, context: Any) -> str:
-    """The commands below this one that take what is no option here; else ''."""
+    """The commands below this one that take an option which this one does not; else ''."""
     key = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
     found = []
     for name, command in getattr(context.command, "commands", {}).items():
@@ -91,7 +91,7 @@ def _name(param: Any) -> str:
 
 
 def _wrong_value(error: Any) -> str:
-    """What was got and what is allowed; a parser of ours has said it already."""
+    """What was got and what is allowed, unless our own parser's message already says it."""
     errors = getattr(error.__cause__, "errors", None)
     if errors is None:
         return str(error.message)

@@ -10,71 +10,18 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import advice_figures
+import forecast_figures
 import model_figures
+from kept_rows import ROOT, rows
 
 from profiles.models import model_profile
 from profiles.plan import Plan
-from profiles.sizes import GIB
+from profiles.sizes import GIB, MIB
 
-ROOT = Path(__file__).resolve().parents[1]
 SAM_BYTES = CLIP_BYTES = 2  # of a cached feature's number: bf16
-LARGE = GIB  # bytes of a pool, above which errors are given in per cent
-WHOLE_CLOSE = 0.2  # percent off, up to which a whole-segments row is counted as met
-
-
-def rows(name: str) -> list[dict[str, Any]]:
-    """The kept rows of a benchmark."""
-    lines = (ROOT / "benchmarks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def off(row: dict[str, Any], tier: str) -> float:
-    """Percent by which a row of benchmarks/forecast.py is off; above zero is too much."""
-    return 100 * (float(row["forecast"][tier]) / float(row["measured"][tier]) - 1)
-
-
-def accuracy() -> str:
-    """docs/forecast.md: how far forecasts were off, and what became of plans at a border."""
-    found = rows("forecast_rows")
-    large = [row for row in found if row["measured"]["pool"] > LARGE]
-    plain = [row for row in large if not row["group"].startswith("compiled")]
-    compiled = [row for row in large if row["group"].startswith("compiled")]
-    unseen = [row for row in compiled if row["group"] != "compiled"]
-    drawn = [row for row in plain if row["group"].startswith("drawn")]
-    small = [row for row in found if row not in large]
-    worst = max(small, key=excess)
-
-    def most(chosen: list[dict[str, Any]], tier: str) -> float:
-        return max(abs(off(row, tier)) for row in chosen)
-
-    def of_expandable(chosen: list[dict[str, Any]], tier: str) -> float:
-        return most([row for row in chosen if row["segments"] == "expandable"], tier)
-
-    median = statistics.median(abs(off(row, "tensors")) for row in plain)
-    return (
-        f"The forecast was compared with {len(found)} configurations measured on an H100 and an "
-        f"H200. Of the {len(plain)} plain ones above\n1 GiB {len(drawn)} were drawn at random, and "
-        "half of these were set aside before anything was tuned. Tensors were off by\n"
-        f"{median:.2f} % (median) and {most(plain, 'tensors'):.1f} % (worst), the pool of plans "
-        f"with expandable segments by {of_expandable(plain, 'pool'):.1f} % at worst. For "
-        f"{len(compiled)} compiled\nplans tensors were off by {most(compiled, 'tensors'):.1f} % at "
-        f"worst, for the {len(unseen)} of them that no rule had seen by "
-        f"{most(unseen, 'tensors'):.2f} %;\ntheir pool, with expandable segments, by "
-        f"{of_expandable(compiled, 'pool'):.1f} %. {len(small)} plans of lisa-tiny are smaller: "
-        f"`{worst['name']}` took\n"
-        f"{excess(worst):.0f} MiB more than "
-        f"its {worst['forecast']['tensors'] / 2**20:.0f}, no other one more than "
-        f"{max(excess(row) for row in small if row is not worst):.0f} MiB more."
-    )
-
-
-def excess(row: dict[str, Any]) -> float:
-    """MiB of tensors that a row took beyond its forecast."""
-    return float(row["measured"]["tensors"] - row["forecast"]["tensors"]) / 2**20
 
 
 def answering() -> str:
@@ -85,7 +32,7 @@ def answering() -> str:
                  if (row["what"], row["code"]) == ("six tokens", "now"))  # fmt: skip
     return (
         f"A 7B in NF4 answers on a {row['card_gb']} GB card: "
-        f"it takes {row['peak_reserved_bytes'] / 2**30:.1f} GiB. A usual answer takes "
+        f"it takes {row['peak_reserved_bytes'] / GIB:.1f} GiB. A usual answer takes "
         f"{statistics.median(timed['seconds']):.1f} s on an H200"
     )
 
@@ -117,7 +64,7 @@ def shared() -> str:
         shape = f"{plan['micro_batch']} x {plan['questions_per_picture']}"
         lines.append(
             f"| {title} | {shape} | {m['samples_per_second']:.1f} | "
-            f"{m['peak_allocated_bytes'] / 2**30:.2f} |"
+            f"{m['peak_allocated_bytes'] / GIB:.2f} |"
         )
     others = [row for row in rows("shared") if row["kind"] == "liger"]
     lines += [
@@ -174,6 +121,21 @@ def saved() -> str:
     )
 
 
+def scaler() -> str:
+    """docs/recovery.md: fp16 on a GPU, resumed midway, beside what two whole runs differ by."""
+    row = rows("fp16_resume")[-1]
+    whole, resumed = row["whole_apart"], row["resumed_apart"]
+    scale, its = row["scaler"]["scale"], row["scaler_resumed"]["scale"]
+    return (
+        f"fp16's gradient scaler goes on where it was ({row['gpu']}, torch {row['torch']}). A run "
+        f"of {row['steps']} steps that ended after {row['ended_after']}\nand was resumed had the "
+        f"scale {its:g} at its end, an undisturbed run {scale:g}. Its trained values differ by "
+        f"{resumed['trained']:g}\nand its losses by {resumed['loss']:g}; those of two undisturbed "
+        f"runs by {whole['trained']:g} and {whole['loss']:g} (`python benchmarks/fp16_resume.py`, "
+        "with\nsums in one order)."
+    )
+
+
 def masked() -> str:
     """docs/speed.md: the largest cost of a shared step beside the products, and what was tried."""
     (step,) = (row for row in rows("profile") if row["name"] == "shared-k3-b9")
@@ -191,46 +153,42 @@ def masked() -> str:
 
 def learnt() -> str:
     """docs/speed.md: what lisa-tiny learns from rows of one and of three questions."""
-    found = [{"epochs": 3, **row} for row in rows("shared") if row["kind"] == "demo"]
+    found = [row for row in rows("shared") if row["kind"] == "demo"]
     lines = [
-        "| scenes | seed | questions a picture | epochs | gIoU | cIoU | processor time |",
+        "| scenes | seed | questions a picture | steps | gIoU | cIoU | processor time |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['scenes']} | {row['seed']} | {row['questions_per_picture']} | {row['epochs']} "
-        f"| {row['giou']:.3f} | {row['ciou']:.3f} | {row['processor_seconds']} s |"
-        for row in found
-    ]
-
-    def of(name: str, scenes: str, count: int, epochs: int = 3) -> list[float]:
-        way = scenes, count, epochs
-        keys = "scenes", "questions_per_picture", "epochs"
-        return [row[name] for row in found if tuple(row[key] for key in keys) == way]
-
-    def change(scenes: str, epochs: int = 3) -> str:
-        apart = statistics.mean(of("giou", scenes, 3, epochs))
-        apart -= statistics.mean(of("giou", scenes, 1))
-        return f"{abs(apart):.3f} {'higher' if apart > 0 else 'lower'}"
-
-    kinds = "one target", "several targets"
-    spent = [
-        sum(second for kind in kinds for second in of("processor_seconds", kind, count))
-        for count in (1, 3)
-    ]
-    lines.append(
-        f"\nFor {spent[1] / spent[0]:.0%} of the processor time, gIoU is on average "
-        f"{change('one target')} with one target a picture, and {change('several targets')} with "
-        "several.\nA step of eight questions is then about three pictures; asked in other words, "
-        "a target teaches little more. The advice\nfor lisa-tiny stays at one question a picture."
-    )
-    for epochs in sorted({row["epochs"] for row in found} - {3}):
-        ratio = sum(of("processor_seconds", kinds[0], 3, epochs))
-        ratio /= sum(of("processor_seconds", kinds[0], 1))
+    for row in found:
+        spent = row["processor_seconds"]
         lines.append(
-            f"With {epochs} epochs instead of 3, in {ratio:.0%} of the time of one question a "
-            f"picture, gIoU is {change(kinds[0], epochs)}."
+            f"| {row['scenes']} | {row['seed']} | {row['way']} | {row['steps']} "
+            f"| {row['giou']:.3f} | {row['ciou']:.3f} | {f'{spent} s' if spent else 'not timed'} |"
         )
-    return "\n".join(lines)
+
+    def of(name: str, way: str, scenes: str = "one target") -> float:
+        return statistics.mean(
+            row[name] for row in found if (row["scenes"], row["way"]) == (scenes, way)
+        )
+
+    def giou(way: str) -> str:
+        return f"{of('giou', way):.3f}"
+
+    def time(way: str) -> str:
+        return f"{of('processor_seconds', way) / of('processor_seconds', 'one'):.0%}"
+
+    several = of("giou", "three", "several targets") - of("giou", "one", "several targets")
+    return "\n".join(lines) + (
+        "\n\nMeans of three seeds. With several targets a picture, three questions at once change "
+        f"gIoU by {several:+.3f}. With one target they learn\nless from the same number of "
+        f"questions: {giou('three')} instead of {giou('one')}, in {time('three')} of the time. An "
+        "update of eight questions is then about three\npictures, and asked in other words a "
+        "target teaches little more. Small steps make up for it: with updates of four questions "
+        f"and a\nlearning rate of 7e-4, three questions at once reach "
+        f"{giou('three, small steps')} in {time('three, small steps')} of the time. (One question "
+        f"in such steps reaches {giou('one, small steps')} in\n{time('one, small steps')}.) "
+        "lisa-tiny saves little time, since its mask decoder, which works for each question, is "
+        "a large part of it. Its advice\nstays at one question a picture."
+    )
 
 
 def profiled() -> str:
@@ -269,7 +227,7 @@ def reading() -> str:
     numbered = took["numbered pictures"]
     return (
         "Features are cached before the model loads, for all pictures that the plan will draw in "
-        f"any epoch:\n{(sam + clip) / 2**20:.1f} MiB a picture at 7B. Every process reads the "
+        f"any epoch:\n{(sam + clip) / MIB:.1f} MiB a picture at 7B. Every process reads the "
         f"annotations, which takes {outlined['seconds']:.0f} s of processor time for\n"
         f"{outlined['count']} pictures with seven polygons each, {dialogues['seconds']:.0f} s for "
         f"{dialogues['count']} dialogues and "
@@ -290,7 +248,7 @@ def importing() -> str:
         f"{large['cores']} cores that other work shared (load {large['load']:.1f} before it), and "
         f"{worked:.0f} s of\nprocessor time; the longest time without a line of progress was "
         f"{large['silent_seconds']:.0f} s, the largest process took "
-        f"{large['peak_bytes'] / 2**30:.1f} GiB\n(`python benchmarks/large_import.py`)."
+        f"{large['peak_bytes'] / GIB:.1f} GiB\n(`python benchmarks/large_import.py`)."
     )
 
 
@@ -316,70 +274,6 @@ def still_advised(row: dict[str, Any]) -> bool:
     """Whether a row of benchmarks/emulate.py ran what is advised for that card today."""
     plan = advice_figures.advised(row["size_gib"], row["model"]).plan
     return plan is not None and plan.content_hash == Plan.parse(row["plan"]).content_hash
-
-
-def explained() -> str:
-    """docs/forecast.md: the worst rows."""
-    large = [row for row in rows("forecast_rows") if row["measured"]["pool"] > 2**30]
-    plain = [row for row in large if not row["group"].startswith("compiled")]
-    plain_off, compiled_off = (
-        sorted(abs(off(row, "pool")) for row in found if row["segments"] == "whole")
-        for found in (plain, [row for row in large if row not in plain])
-    )
-    close, compiled_close = (sum(error < WHOLE_CLOSE for error in errors)
-                             for errors in (plain_off, compiled_off))  # fmt: skip
-    segments = [row for row in plain if row["segments"] == "expandable"]
-    worst = max(segments, key=lambda row: abs(off(row, "pool")))
-    host = sorted(rows("forecast_rows"), key=lambda row: off(row, "host"))
-    return (
-        '- **Plans without expandable segments** (`allocator=""`, "whole" above): one request in '
-        "another place may move their pool by\n  a block of hundreds of MiB. "
-        f"{close} of {len(plain_off)} plain rows are within {WHOLE_CLOSE} % in the pool, the worst "
-        f"is {plain_off[-1]:.1f} % off; of {len(compiled_off)}\n  compiled ones {compiled_close} "
-        f"are, and the worst is {compiled_off[-1]:.1f} % off.\n  Plans use "
-        "expandable segments by default. A plan without them is TIGHT, not FITS, if its pool with "
-        "a doubt added\n  would not fit.\n"
-        f"- **Plans with expandable segments**: the worst row is {abs(off(worst, 'pool')):.1f} % "
-        f"off, `{worst['name']}`, whose pool has "
-        f"{worst['measured']['pool'] / 2**20:.0f} MiB.\n"
-        f"- **Host memory**: the forecast is {-off(host[0], 'host'):.1f} % too low for "
-        f"`{host[0]['name']}` and {-off(host[1], 'host'):.1f} % for `{host[1]['name']}`. Why is "
-        "not known."
-    )
-
-
-def drawn() -> str:
-    """docs/forecast.md: how many rows were drawn, and which of them are missing."""
-    compared = {row["name"] for row in rows("forecast_rows")}
-    lattice = rows("lattice")
-    compiled = [row for row in lattice if row["settings"].get("compile")]
-    plain = [row for row in lattice if row not in compiled]
-    lisa = [row for row in plain if "vl" not in row["settings"]["model"]]
-    missing = [f"`{row['name']}`" for row in lattice if row["name"] not in compared]
-    aside = [row["name"] for row in compiled if row["held_out"]]
-    without = (
-        f" {' and '.join(missing)} are\nmissing: rows ran side by side, and these ran out of "
-        "memory because the whole card was full, not at a cap of their own."
-    )
-    return (
-        f"{len(lattice)} were drawn: {len(lisa)} plain ones of LISA, {len(plain) - len(lisa)} of "
-        f"Qwen3-VL, and {len(compiled)} compiled ones, of which the {len(aside)}\nfrom "
-        f"{aside[0]} on are *set aside*: they were drawn and forecast after the rule was last "
-        f"changed.{without if missing else ''}"
-    )
-
-
-def caching() -> str:
-    """docs/forecast.md: what building the feature caches takes."""
-    took = {row["encoder"]: row for row in rows("encoders") if row["model"] == "7b"}
-    sam, clip = took["mask"], took["vision"]
-    return (
-        "Before training, the feature caches are built. At 7B this takes "
-        f"{sam['peak_allocated_bytes'] / 2**30:.2f} GiB of tensors "
-        f"({sam['peak_reserved_bytes'] / 2**30:.2f} of the pool) for SAM and\n"
-        f"{clip['peak_allocated_bytes'] / 2**30:.2f} for CLIP (`benchmarks/encoders.py`). If a "
-        "card has no room for it, the verdict is OOM."
-    )
 
 
 def tiny() -> str:
@@ -414,7 +308,7 @@ def bf16_size() -> str:
     from trainer.convert.convert import needed_shapes
 
     count = sum(shape.numel() for shape in needed_shapes(model_profile("7b")).values())
-    return f"The folder takes the size of the model in bf16, {2 * count / 2**30:.1f} GiB at 7B."
+    return f"The folder takes the size of the model in bf16, {2 * count / GIB:.1f} GiB at 7B."
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
@@ -429,12 +323,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
     "docs/forecast.md": {
-        "accuracy": accuracy,
-        "caching": caching,
-        "drawn": drawn,
-        "explained": explained,
+        "accuracy": forecast_figures.accuracy,
+        "caching": forecast_figures.caching,
+        "drawn": forecast_figures.drawn,
+        "explained": forecast_figures.explained,
     },
-    "docs/recovery.md": {"saved": saved},
+    "docs/recovery.md": {"saved": saved, "scaler": scaler},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},
     "docs/weights.md": {"size": bf16_size},
     "docs/models.md": {

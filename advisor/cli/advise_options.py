@@ -50,7 +50,7 @@ two_or_more = typed(partial(parse_count, least=2))
 
 @dataclass(frozen=True, kw_only=True)
 class AskedOptions:
-    """What advice is asked for, in the order of the help: of `lisa-advise` and its `report`."""
+    """Options that `lisa-advise` and its `report` share, in the order of the help."""
 
     panels: ClassVar[Mapping[str, str]] = {
         "recipe": "Plan", "gpus": "Machine", "skip_broken": "Data, time and cost",
@@ -117,7 +117,7 @@ class AskedOptions:
         return with_recipe(self.recipe, given, self.model)
 
     def size(self) -> DataCounts | None:
-        """How much there is to train on, if it was given: a tenth validates, as import has it."""
+        """How much there is to train on, if given: a tenth validates, as in `lisa-train import`."""
         from profiles.measurement import DataCounts
 
         if self.pictures is None:
@@ -180,7 +180,7 @@ class AdviseOptions(AskedOptions):
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
     def check(self) -> None:
-        """End with exit code 2, as of those that are asked for."""
+        """End with exit code 2 for contradictions, also among this command's own options."""
         super().check()
         named = self.vram or self.gpu
         if self.emulate_vram is not None and named:

@@ -28,7 +28,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def memory_size(text: str) -> int:
-    """Bytes of some memory. Says how a plain number is read. Raises typer.BadParameter."""
+    """Bytes from a size; notes how a plain number was read. Raises typer.BadParameter."""
     size = typed(parse_size)(text)
     if not text.strip()[-1].isalpha():
         tell(f"note: {text.strip()} is read as {size / GIB:g} GiB")
@@ -145,10 +145,10 @@ def named_card(
 def group_settings(
     gpus: int | None, nodes: int | None, target: Target | None, settings: list[str]
 ) -> list[str]:
-    """The settings of a plan for so many cards and machines, beside those given; none for one card.
+    """The settings that --gpus and --nodes add to those given; none for one card.
 
-    Says how many cards it takes a machine to have where none are named. Ends with exit code 2 where
-    --gpus and the named cards differ.
+    Notes how many cards a machine is assumed to have if no number is given. Ends with exit code 2
+    if --gpus and --gpu name different numbers of cards.
     """
     from profiles.overrides import assigned
 
@@ -214,9 +214,9 @@ def are_rows(path: Path) -> bool:
 def must_be_writable(
     path: Path | None, kind: str = "a picture", is_ours: Callable[[Path], bool] = is_marked
 ) -> None:
-    """Ends with exit code 2 before the work, not after it; where a file would be lost, too.
+    """Ends with exit code 2, before the work, if a file cannot be written or must not be replaced.
 
-    What this product wrote itself, by `is_ours`, is replaced.
+    Only files that this product wrote (`is_ours`) are replaced.
     """
     if path is None:
         return

@@ -50,7 +50,7 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
 
 
 def speed_text(advice: Advice) -> str:
-    """Questions a second, of which rows, and what the time assumes where that is another rate."""
+    """Questions a second and the rows that they are for; the time row's rate, if it differs."""
     speed, plan = advice.speed, advice.plan
     assert speed is not None and plan is not None
     most = plan.questions_per_picture
@@ -127,7 +127,7 @@ def _epochs_within(duration: Duration, with_ways: bool) -> str:
 
 
 def _asked(duration: Duration, ways: bool = True) -> str:
-    """What was asked for besides: epochs in the given time, and the price."""
+    """What --hours and --price ask for: epochs in the given time, and the cost."""
     found = []
     if duration.hours is not None:
         found.append(_epochs_within(duration, ways))
@@ -190,7 +190,7 @@ def _disk(disk: Disk) -> str:
 
 
 def _without_cache(disk: Disk) -> str:
-    """How to do without the features' disk, where it is more than many a machine has free."""
+    """How to train without cached features, where they take more disk than many machines have."""
     if disk.cache_bytes < MUCH_CACHE:
         return ""
     left = gib(disk.total_bytes - disk.cache_bytes)
@@ -205,4 +205,4 @@ def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:
         each += f" in {duration.picture_seconds:.2g} s"
     peak, pictures = caching_bytes(plan), disk.cache_bytes // disk.picture_bytes
     beside = f", at a peak of {gib(peak)} before the model loads" if peak else ""
-    return f"{names}: {each}, built once for {pictures} pictures, validation's too{beside}"
+    return f"{names}: {each}, built once for {pictures} pictures, validation included{beside}"

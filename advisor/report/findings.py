@@ -67,7 +67,7 @@ def card_findings(
 def _lacking_host(
     request: Request, gpu: Gpu, base: Plan, budget: Budget, best: Candidate
 ) -> Finding | None:
-    """That the machine's memory is what lacks, if a plan would fit the card with more of it."""
+    """A finding that host memory is too small, if with more of it a plan would fit the card."""
     if budget.host is None:
         return None
     roomy = budget.model_copy(update={"host": None})
@@ -87,11 +87,11 @@ def _lacking_host(
         least = min(fitting, key=lambda one: pinned_bytes(one.plan))
         lacks = budget.host_shortage(least.plan, least.host_bytes).removeprefix("host memory: ")
         fix = "train in a machine with more memory"
-    return Finding(gpu.name, f"host memory is what lacks: {lacks}", fix=fix)
+    return Finding(gpu.name, f"host memory is too small: {lacks}", fix=fix)
 
 
 def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
-    """That the card's memory is, and which cards would do: with these settings, or without."""
+    """A finding that the card's memory is too small, and which cards would do."""
     what = "too little usable memory"
     if best.needs.bytes == caching_bytes(best.plan):
         what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
@@ -99,7 +99,7 @@ def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
 
 
 def few_pictures(counts: DataCounts) -> list[Finding]:
-    """A note if there are fewer pictures to train on than anything was learnt from so far."""
+    """A note if there are fewer pictures to train on than any training here learnt from."""
     if counts.train_pictures >= FEW:
         return []
     what = f"{counted(counts.train_pictures, 'picture')} to train on may be too few: ReasonSeg has "
@@ -153,9 +153,9 @@ def released_start(plan: Plan) -> list[Finding]:
 
 
 def smaller_pictures(plan: Plan | None, most: int, pinned: bool) -> Finding:
-    """A note that `plan` shrinks pictures, of up to `most` tokens, since no other fits.
+    """A note that `plan` shrinks pictures of up to `most` tokens, since no other plan fits.
 
-    `pinned`: with the user's settings, of which leaving some out would do as well.
+    `pinned`: the user has fixed settings, and leaving some out would help as well.
     """
     assert plan is not None
     what = (
@@ -171,7 +171,7 @@ def smaller_pictures(plan: Plan | None, most: int, pinned: bool) -> Finding:
 def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
     """Which of the user's settings to drop so that a plan fits, and the plan that then fits.
 
-    Each alone, and all of them where that does not help.
+    Tries each alone, then all together.
     """
     given = [key for key in assigned(request.overrides) if key not in KEPT]
     alone = [found for key in given if (found := _without(request, gpu, model, budget, [key]))]
@@ -233,7 +233,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     evidence = request.evidence
     newer = newer_than_rows(evidence.versions, evidence.table.rows)
     if newer and not request.what_if:
-        what = f"newer here than in any tested row: {newer}; what they take is forecast"
+        what = f"newer here than in any tested row: {newer}; memory is forecast, not measured"
         findings.append(Finding(VERSIONS, what, fix=REMEDY))
     return findings + unequal_cards(request, gpu)
 

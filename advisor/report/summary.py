@@ -68,8 +68,8 @@ def _instead(row: Row, text: str, less: str) -> Row:
 
 
 def _spare(advice: Advice) -> list[tuple[str, str]]:
-    """What only --why says where the screen has no room for it, the least needed first; and what
-    the screen then says instead, if anything."""
+    """What is left to --why if the screen is full, the least needed first; and what the screen
+    then says instead, if anything."""
     saved = sparing_text(advice.duration, advice.disk) if advice.duration else ""
     once = [_data_text(note) for note in advice.findings
             if note.where == DATA and note.fix.startswith("--set")]  # fmt: skip
@@ -102,9 +102,9 @@ def commands(advice: Advice) -> list[str]:
 
 
 def needed_torch(advice: Advice) -> str:
-    """Which torch to install first, for a card that the usual builds do not serve; else ''.
+    """Which torch to install first, for a card that the usual builds do not support; else ''.
 
-    It stands right below the verdict: without it nothing that the advice says can be done.
+    It comes right below the verdict, because nothing else works without it.
     """
     older = next((one for one in advice.findings if one.where == TORCH), None)
     return "" if older is None else f"first {older.fix}"
@@ -180,7 +180,7 @@ def plan_line(plan: Plan) -> str:
 
 
 def batch_words(plan: Plan) -> str:
-    """Questions of a step, on how many pictures, and how many of these are computed at once."""
+    """How many questions a step has, on how many pictures, and how many pictures run at once."""
     asked, each = plan.effective_batch, plan.questions_per_picture
     rows = "one a picture"
     if each > 1:
@@ -213,7 +213,7 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
 def _why_not_usual(
     order: str, other: Candidate, best: Candidate, prefer: Preference, fastest: float
 ) -> str:
-    """Why the usual order passes over a plan that is not rounded as the best one is."""
+    """Why the usual order does not choose a plan whose weights are rounded less."""
     if prefer != "usual" or order != "precision":
         return ""
     speed = other.speed.samples_per_second

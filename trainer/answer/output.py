@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainer.answer.question import Answer
 from trainer.answer.question import Question
 
-# What `write_pictures` writes: when a folder is asked about again, these are not questions.
+# Names that `write_pictures` gives: when a folder is asked about again, these are not its pictures.
 WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
 PICTURE_OF = re.compile(r"(.+)\.(?:mask(?:-[1-9][0-9]*)?|overlay)\.png")  # of a STEM
 NAMED = 8  # of the files that are left out

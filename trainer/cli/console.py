@@ -46,8 +46,8 @@ RESUME = "lisa-train --resume RUN; if no run has begun, the same command again"
 class LineProgress:
     """Progress as lines with the time left: one every `pause` seconds, and the last one.
 
-    Silent for the first `patience` seconds: what ends by then needs no progress. The time left is
-    the phase's, and the whole run's where that is known.
+    Silent for the first `patience` seconds: work that ends by then needs no progress. It shows the
+    time left of the phase and, where known, of the whole run.
     """
 
     def __init__(self, patience: float = 0, pause: float = 10) -> None:

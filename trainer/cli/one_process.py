@@ -27,7 +27,7 @@ def worker(
     folder: Annotated[Path, typer.Argument()],
     resumes: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
-    """One of the processes that lisa-train starts: the run folder has the plan and all else."""
+    """One of the processes that lisa-train starts: it reads its settings from the run folder."""
     import_libraries()
     from profiles.plan import Plan
     from trainer.run.resume import resumable
@@ -73,7 +73,7 @@ def _seconds_here() -> float:
 
 
 def took_line(seconds: float, forecast_seconds: float | None, resumed: bool) -> str:
-    """How long a run took, beside what was forecast; of a resumed one the part since then."""
+    """How long a run took, beside its forecast; for a resumed run only the time since then."""
     took = f"took {time_text(seconds)}" + " since it was resumed" * resumed
     if forecast_seconds is None:
         return took
@@ -86,7 +86,7 @@ def _plan_line(plan: Plan, samples: int) -> str:
     questions = plan.questions_per_picture
     batch = f"{plan.micro_batch} × {plan.accumulation}{processes}"
     if questions > 1:
-        batch = f"{plan.effective_batch} questions, {batch} pictures of up to {questions}"
+        batch = f"{plan.effective_batch} questions, up to {questions} a picture, {batch}"
     return (
         f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
         f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "

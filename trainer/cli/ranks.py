@@ -81,11 +81,11 @@ def _report_card(ranks: Ranks, machine: Machine) -> None:
 
 
 def weakest(machine: Machine) -> Machine:
-    """The machine to advise for: of a launch's, the one with the weakest card of all ranks.
+    """The machine to advise for: the one with the weakest card among all ranks.
 
-    Every rank has the same plan, so it must fit the card with the least free memory; of such cards
-    the oldest one decides. The machine has the cards of its ranks, and the least host memory of
-    all machines.
+    All ranks have the same plan, so it must fit the card with the least free memory; among equals
+    the oldest card decides. The result has the cards of that machine's ranks, and the least host
+    memory of all machines.
     """
     ranks = Ranks.here()
     if ranks.count == 1:
@@ -120,7 +120,7 @@ def _strength(gpu: Gpu) -> tuple[int, tuple[int, ...]]:
 
 @contextmanager
 def deciding() -> Iterator[None]:
-    """`user_errors` of rank 0: if it ends before it has announced a run, so do the others."""
+    """`user_errors` of rank 0: if it ends before it announces a run, the other ranks end too."""
     code, said = 0, "see what it says"
     try:
         with user_errors(RESUME):

@@ -236,7 +236,7 @@ def _answered(
 ) -> Iterator[dict[str, Any]]:
     """Ask about one picture, write and print the answers; their JSON rows.
 
-    An error affects the answer that cannot be written, or those that the picture does not get.
+    An error costs the answer that cannot be written, or the picture's remaining answers.
     Raises OSError where no other could be written either.
     """
     from trainer.answer.output import row_of_unanswered

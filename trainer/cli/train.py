@@ -81,7 +81,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; what would change what it learns is refused, but for more epochs."""
+    """Resume a run; settings that would change what it learns are refused, except more epochs."""
     from profiles.levers import MAY_CHANGE_ON_RESUME
     from profiles.plan import Plan
     from trainer.run.resume import EPOCHS

@@ -81,8 +81,8 @@ def write_list(path: Path, findings: Sequence[Finding]) -> None:
 class SkippedEntries:
     """How many broken entries a command may leave out, and which it did.
 
-    `known`: entries that an earlier start found by decoding everything, by their paths from
-    `root`: these are left out again, and nothing is decoded.
+    known: paths from `root` of the entries that an earlier start found by decoding everything; they
+        are left out again, and nothing is decoded.
     """
 
     most: int = 0

@@ -180,7 +180,7 @@ def test_a_host_that_is_too_small_says_what_it_lacks_and_the_way_out():
     needs = float(text.split("host memory: ")[1].split()[0])
     assert f"take {needs:.2f} GiB or more" in text, "one figure for one plan"
     assert "model tiny, because a larger one does not fit: sa2va-qwen3-vl" in text
-    assert "host memory is what lacks: 2.00 GiB are usable" in text
+    assert "host memory is too small: 2.00 GiB are usable" in text
     assert "GiB or more -> --ram SIZE for a machine with more" in text
 
 
@@ -197,7 +197,7 @@ def test_a_card_that_needs_another_torch_says_so_below_the_verdict(system: str) 
 
 def test_features_are_of_both_splits():
     lines = dict(cost_lines(advice_for(8)))
-    assert "built once for 439 pictures, validation's too" in lines["features"]
+    assert "built once for 439 pictures, validation included" in lines["features"]
     assert "10 epochs of 239 pictures" in lines["time"]
 
 

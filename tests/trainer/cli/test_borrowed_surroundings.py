@@ -144,7 +144,7 @@ def test_a_row_that_cannot_be_kept_is_no_error(
     with pytest.raises(OSError):
         append(row)
     keep(row)
-    assert "note: what was found is not kept" in capsys.readouterr().err
+    assert "note: the result was not saved" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
