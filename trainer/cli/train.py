@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -214,15 +214,6 @@ app.command(examples=["lisa-train compare RUN OTHER"])(compare)
 app.command(hidden=True)(worker)
 
 
-def hyphenated(arguments: list[str]) -> list[str]:
-    """The arguments, with hyphens for underscores in the names of options."""
-    result: list[Any] = []
-    for one in arguments:
-        name, equals, value = one.partition("=")
-        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
-    return result
-
-
 def main() -> None:
     """Entry point of `lisa-train`, also under torchrun and `accelerate launch`."""
     set_streams()
@@ -234,7 +225,7 @@ def main() -> None:
     elif is_under_accelerate():
         end_with_parent(signal.SIGTERM)  # saves, and ends the processes it has started
     try:
-        app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
+        app(prog_name="lisa-train")
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except SystemExit as end:
