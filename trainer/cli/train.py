@@ -18,7 +18,7 @@ from profiles.models import converted
 from profiles.overrides import assigned
 from profiles.sizes import GIB
 from profiles.streams import say, set_streams, tell
-from profiles.text import is_text, some
+from profiles.text import argument, is_text, some
 from trainer.cli.chosen_plan import chosen_plan, refuse_gpus_on_cpu
 from trainer.cli.compare import compare
 from trainer.cli.console import sigterm_as_ctrl_c, user_errors
@@ -95,8 +95,10 @@ def _resume(options: TrainOptions, run: Path) -> None:
     wrong = [name for name, value in given.items() if value]
     wrong += [name for name in assigned(changes) if name not in MAY_CHANGE_ON_RESUME | {EPOCHS}]
     if wrong:
-        fail(f"--resume uses the run's own plan: leave out {some(wrong)}\n"
-             "    hint: --epochs may grow, and --set may change memory, speed and places: "
+        fail(f"--resume uses the run's own plan: leave out {some(wrong)}\n    hint: "
+             + _begun_anew(run, {name: value for name, value in assigned(changes).items()
+                                 if name in wrong})
+             + "--epochs may grow, and --set may change memory, speed and places: "
              f"{', '.join(sorted(MAY_CHANGE_ON_RESUME))}")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
@@ -191,6 +193,15 @@ def convert(
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * GIB))
     say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
+
+
+def _begun_anew(run: Path, changes: dict[str, str]) -> str:
+    """How to train with settings that a run cannot change: a new one with the rest of its plan."""
+    if not changes:
+        return ""
+    given = " ".join(f"--set {argument(f'{name}={value}')}" for name, value in changes.items())
+    plan = argument(str(run / "plan.json"))
+    return f"a new run takes it: lisa-train --plan {plan} {given} --data-dir DIR; here "
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:

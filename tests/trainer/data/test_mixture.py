@@ -394,7 +394,7 @@ def test_the_worst_sample_of_the_whole_mixture(
         opened.append(path) or image_tokens(path, plan)))  # fmt: skip
     worst = worst_sample(plan, root)
     assert alone.masks == 1 and worst.masks == 2
-    assert len(opened) == len(set(opened)) + 1, "a picture of ReasonSeg is in both splits"
+    assert len(opened) == len(set(opened)) > 5
     assert worst.text_tokens >= alone.text_tokens and worst.answer_tokens > 5
     only_long = root.parent / "long"
     only_long.mkdir()
