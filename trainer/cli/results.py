@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,8 @@ def evaluate(
         items = read_split(data_dir, split, None, leave)
         for one in leave.left_out:
             tell(f"left out: {one}")
+        if split != "train":
+            _note_trained_on(run, data_dir, items)
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
         trained = find_trained(run, settings or ())
@@ -98,6 +101,25 @@ def _scored(
             write(found, segmenter, target, facts)
     summary = found.summary()
     return summary, lines(summary), target
+
+
+def _note_trained_on(model: Path, data: Path, items: list[Item]) -> None:
+    """Say if a run has learnt from what it is scored on, as after a second import with --test."""
+    from trainer.answer.scored import run_of
+    from trainer.data.contents import Contents
+    from trainer.run.data_digests import trained_on
+    from trainer.run.started import CannotResume, Started
+
+    run = run_of(model)
+    if run is None:  # an export has no list of its pictures
+        return
+    with suppress(CannotResume):
+        contents = Contents(data, feature_cache())
+        known, count = trained_on(Started.read(run), [one.image_path for one in items], contents)
+        if known:
+            tell(f"note: {run} was trained on {known} of these {count} pictures: the scores do not "
+                 "say what to expect of others\n    hint: lisa-train import --test 0.1 sets "
+                 "pictures aside before a training")  # fmt: skip
 
 
 def _own_data(run: Path) -> tuple[Path, int]:

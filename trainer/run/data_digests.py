@@ -58,6 +58,16 @@ def digests(
     return found
 
 
+def trained_on(run: Started, pictures: Sequence[Path], contents: Contents) -> tuple[int, int]:
+    """How many of some pictures a run was trained on, by their bytes, and how many there are.
+
+    Of a mixture ReasonSeg's alone are known: other data sets' pictures are not read for digests.
+    """
+    trained = set(run.digests.get(PICTURES.format("train"), {}).values())
+    shown = set(contents.of(pictures).values())
+    return len(shown & trained), len(shown)
+
+
 def _digest(item: Item) -> tuple[str, str]:
     """Of the annotation's bytes and the picture's size, as in earlier versions."""
     annotation = hashlib.sha256(item.json_path.read_bytes())

@@ -182,7 +182,7 @@ def read_split(
     folder, present = _locate(root)
     report = Report(folder)
     if split not in present:
-        set_aside = "; lisa-train import --test 0.1 sets pictures aside for it"
+        set_aside = "; lisa-train import --test 0.1 sets pictures aside for it, before a training"
         fix = "name one that is there" + set_aside * (split == "test")
         report.add("split", split, ", ".join(present), fix)
     if limit is not None and limit < 1:
