@@ -21,7 +21,7 @@ WORKERS ?= 2
 test: $(READY)
 	$(BIN)/ruff check .
 	nice $(BIN)/mypy & $(KEPT) PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n $(WORKERS) && wait $$!
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal && wait $$!
 
 # Where lisa-preflight is installed in the active environment, that one runs it.
 demo:

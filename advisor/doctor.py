@@ -213,7 +213,7 @@ def _abilities(machine: Machine, facts: dict[str, Any]) -> Iterator[Check]:
 def _segments(machine: Machine) -> Check:
     """Whether expandable segments work here: tried, as drivers and virtual GPUs differ."""
     if machine.platform == "windows":
-        found, ok = "not on Windows: the pool needs some more", False
+        found, ok = "not on Windows: the pool takes a little more", False
     else:
         found, ok = _segments_tried()
     remedy = "" if ok or machine.platform == "windows" else "--set allocator="

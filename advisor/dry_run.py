@@ -76,7 +76,7 @@ def _on_the_data(advice: Advice, plan: Plan) -> Plan:
 
 
 def _buckets(plan: Plan) -> int:
-    """What the pool takes for the exchange, of which a process that runs alone has nothing."""
+    """Bytes of the pool for exchanging gradients, which a trial in one process does not show."""
     return gradient_bytes(plan) + rebuilt_bytes(plan) if plan.processes > 1 else 0
 
 
@@ -87,7 +87,7 @@ def _trial(
     tell: Callable[[str], None],
     cap_bytes: int | None,
 ) -> TestedRow:
-    """The row of this very trial: one that is known, or one that is made and kept now."""
+    """The row of this trial: a known one, or a new one that is measured and kept now."""
     text, masks, answers = sample = _sample(advice, candidate.plan)
     name = _row_id(candidate.plan, gpu, sample, cap_bytes, library_versions())
     for row in read_table().rows:
@@ -162,7 +162,7 @@ def _with_time(advice: Advice, row: TestedRow, gpu: Gpu) -> Advice:
 
 
 def known_trial(advice: Advice, gpu: Gpu, evidence: Evidence) -> Timed | None:
-    """What the steps of the advised plan took in a trial on that very card, if one is known."""
+    """The step's time from an earlier trial of the advised plan on this card, if there is one."""
     if advice.plan is None or not evidence.own_rows:
         return None
     plan = _on_the_data(advice, advice.plan).of_one_process

@@ -84,9 +84,9 @@ def fallback(
     look: Callable[[], Machine] = probe,
     prefer: Preference = "usual",
 ) -> Fallback:
-    """The plan after the last of `tried`, of which the user's `pinned` settings stay.
+    """The plan to continue with after the last of `tried`; the user's `pinned` settings stay.
 
-    Of the smaller plans it is the first in the order `prefer`, by which the run's was chosen.
+    It is the preferred one of the smaller plans, in the order `prefer` that chose the run's plan.
     If other processes took the memory, waits up to `wait_minutes` for it. The error becomes a row
     of the user's table. Raises NothingSmaller.
     """
@@ -130,7 +130,7 @@ def fallback(
 def taken_by_others(short: Shortage, pool: int | None) -> bool:
     """Whether the plan would have fitted if nothing beside its pool had grown since the start.
 
-    NCCL's own buffers come after the start, and are not other processes'.
+    NCCL's buffers appear after the start, but belong to this run, not to other processes.
     """
     grown = short.taken_by_others - nccl_bytes(short.plan) >= OTHERS_BYTES
     return grown and (pool is None or pool <= (short.limit_before_bytes or 0))
@@ -170,7 +170,7 @@ def _waited(
     tell: Callable[[str], None],
     look: Callable[[], Machine],
 ) -> Budget:
-    """The budget once `pool` bytes are usable, or when the time is up."""
+    """The budget as soon as `pool` bytes are usable, or when the waiting time is over."""
     until = time.monotonic() + 60 * minutes
     while budget.usable.bytes < pool and time.monotonic() < until:
         left = (until - time.monotonic()) / 60

@@ -67,16 +67,16 @@ def fitting(
 
 
 def worst_question(text_tokens: int, image_tokens: int) -> Worst:
-    """What is forecast for questions of so many text tokens, about pictures of so many tokens.
+    """The sample to forecast for questions and pictures of at most so many tokens.
 
-    Both at most, and rounded up: few sizes, so few forecasts.
+    Both are rounded up, so that few different sizes need a forecast.
     """
     text, image = (-(-tokens // STEP) * STEP for tokens in (text_tokens, image_tokens))
     return Worst(text, image_tokens=image, answering=True)
 
 
 def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
-    """The plan with more and more levers pulled."""
+    """The plan, then with one lever more each time."""
     storages = STORAGES[STORAGES.index(plan.quantization) :] if may_round else [plan.quantization]
     layers = plan.profile.decoder.layers
     for hosted, on_host in ((False, 0), (True, 0), (True, layers // 2), (True, layers)):
@@ -90,7 +90,7 @@ def _relieved(plan: Plan, may_round: bool) -> Iterator[Plan]:
 
 
 def _weights(plan: Plan) -> float:
-    """Bytes of the decoder's linears on the card, roughly and not too many."""
+    """Bytes of the decoder's linears on the card: an estimate that is never too high."""
     decoder = plan.profile.decoder
     on_card = decoder.layers - plan.host_layers
     return on_card * decoder.layer_weights * STORED_BYTES[plan.quantization]

@@ -31,7 +31,7 @@ from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.machine.torch_builds import too_old
-from advisor.memory.live import Heard, Live
+from advisor.memory.live import CountingLive, Live
 from advisor.memory.parts import LASTING, parts_of
 from advisor.rehearsal import RehearsalFailed
 from advisor.report.findings import (
@@ -39,6 +39,7 @@ from advisor.report.findings import (
     SETTINGS,
     card_findings,
     few_pictures,
+    larger_batch,
     nearest_plan,
     smaller_pictures,
 )
@@ -84,16 +85,19 @@ def advise(
 ) -> Advice:
     """The advice for `machine`, or for `target` instead of its card.
 
-    `overrides` are `key=value` settings that the choice keeps; samples have `text_tokens`
-    at most, or those of the longest of `data`, or else the plan's limit. `live` forecasts a plan at
-    a text length (None: the longest of `data`) where the shipped grid does not reach, or `exact`
-    figures are wanted; `evidence` is all else that it knows (None: what is shipped); `prefer` is
-    the order in which plans are preferred; `size` is how much there is to train on, where no `data`
-    says it. Raises PlanError for an unknown model and for settings
-    that cannot run, and whatever `live` raises.
+    overrides: `key=value` settings that the choice keeps.
+    text_tokens: of the longest sample; None: the longest of `data`, or else the plan's limit.
+    live: forecasts a plan at a text length (None: the longest of `data`) where the shipped grid
+        does not reach, or if `exact` figures are wanted.
+    evidence: rows, contexts and versions; None: what is shipped.
+    prefer: the order in which plans are preferred.
+    size: how much there is to train on, if there is no `data` to count.
+
+    Raises PlanError for an unknown model and for settings that cannot run, and whatever `live`
+    raises.
     """
     overrides = tuple(overrides)
-    heard = Heard(live) if live is not None else None
+    counting = CountingLive(live) if live is not None else None
     request = Request(
         machine=machine,
         model=wanted_model(model, assigned(overrides).get("model")),
@@ -102,20 +106,25 @@ def advise(
         target=target,
         data=data,
         text_tokens=text_tokens,
-        live=heard,
+        live=counting,
         exact=exact,
         prefer=prefer,
         size=size,
     )
-    return with_costs(request, _advised(request), heard)
+    larger = [] if request.wants_packaged else larger_batch(overrides)
+    batch = (f"effective_batch={one.got}" for one in larger)
+    request = replace(request, overrides=(*overrides, *batch))
+    found = with_costs(request, _advised(request), counting)
+    return found.model_copy(update={"findings": (*larger, *found.findings)})
 
 
-def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
-    """The advice with what its training takes of time and disk: of the data as it was counted.
+def with_costs(request: Request, advice: Advice, counting: CountingLive | None) -> Advice:
+    """The advice with the time and disk that its training takes, for the data as counted.
 
-    Data that was not counted has neither; without data it is the request's, or ReasonSeg's size.
+    Without data, for the size in the request, or ReasonSeg's. Data that was not counted has no
+    figures.
     """
-    counts, image_tokens = (heard.counts, heard.image_tokens) if heard else (None, None)
+    counts, image_tokens = (counting.counts, counting.image_tokens) if counting else (None, None)
     if advice.plan is None or (request.data is not None and counts is None):
         return advice
     gpu, own = advice.gpu, counts or request.size
@@ -138,10 +147,10 @@ def with_costs(request: Request, advice: Advice, heard: Heard | None) -> Advice:
 
 
 def _asking_once(request: Request, advice: Advice) -> list[Finding]:
-    """A note if another plan is better where each picture has one question, as most own data.
+    """A note if another plan is better for one question a picture, as most users' data have.
 
-    Better: it rounds less, or trains faster by what counts as another speed. It takes a search of
-    its own, so only whoever waits for one advice, with live forecasts, gets it: no long table does.
+    Better means that it rounds less, or is faster by more than SAME_PACE. This takes a second
+    search, so it is done only for a single advice with live forecasts, not for long tables.
     """
     plan, was = advice.plan, advice.duration
     if request.live is None or "questions_per_picture" in request.pinned:
@@ -163,10 +172,10 @@ def _asking_once(request: Request, advice: Advice) -> list[Finding]:
 
 
 def _on_cards(request: Request, advice: Advice) -> Iterator[Planned]:
-    """The plan that is advised for one card, for two and so on; none where one card is meant.
+    """The plans advised for one card, two cards and so on; none if the request is for one card.
 
-    Cards of a machine are filled before there is a second machine. A number that the batch cannot
-    be shared among is left out.
+    All cards of a machine are used before a second machine is. Numbers of cards that cannot share
+    the batch are left out.
     """
     plan, gpu = advice.plan, advice.gpu
     assert plan is not None and gpu is not None
@@ -251,11 +260,11 @@ def _advised(request: Request) -> Advice:
 
 
 def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice | None:
-    """A plan that shrinks pictures as little as it must, where `large` found none that fits.
+    """A plan that shrinks pictures as little as possible, where `large` found no plan that fits.
 
-    That changes what the model sees, so it comes last and is said. The smallest size is tried
-    first, for it often rules out all others. What it corrects of the grid's figures, which are of
-    whole pictures, gives a first guess for the sizes between: one forecast each is mostly enough.
+    It changes what the model sees, so it is the last resort and a note says so. The smallest size
+    is tried first, since it often rules out all others. Its forecast corrects the grid's figures,
+    which are for whole pictures, so the sizes between mostly need one forecast each.
     """
     whole = large.plan
     limited = request.pinned & {"min_pixels", "max_pixels"}

@@ -105,7 +105,7 @@ class Request:
         return max(1, _count(self.overrides, "processes") // self.nodes)
 
     def used(self, gpu: Gpu) -> list[Gpu]:
-        """The cards of one machine that run the plan, of which `gpu` is the worst.
+        """The cards of one machine that run the plan; `gpu` is the worst of them.
 
         If the machine shows only that one, as under a launcher, it stands for all.
         """
@@ -125,9 +125,9 @@ class Request:
         return budget_of(gpu, self.machine, ram, self.evidence, nccl_bytes(plan))
 
     def card(self, gpu: Gpu) -> GpuProfile | None:
-        """The card in the catalogue, of several the slowest.
+        """The catalogue's entry for the card; the slowest if several match.
 
-        None for one that is not there, or known by its size alone.
+        None if it has no entry, or if only its size is known.
         """
         if self.target and self.target.card:
             return self.target.card
@@ -169,7 +169,7 @@ def must_have_cards(machine: Machine, overrides: Sequence[str]) -> None:
 
 
 def _count(overrides: Sequence[str], name: str) -> int:
-    """A whole number that the user has set; 1 without one, or where a plan will refuse it."""
+    """A whole number that the user has set; 1 if it is not set, or not a valid one."""
     text = assigned(overrides).get(name, "1")
     return max(1, int(text)) if text.isdecimal() else 1
 
@@ -204,9 +204,9 @@ def base_plan(request: Request, gpu: Gpu, model: str) -> Plan:
 
 
 def _with_questions(request: Request, settings: Mapping[str, object]) -> Plan:
-    """The plan with as many questions a row as pictures have, where that is the user's to choose.
+    """The plan with as many questions a row as pictures have, unless the user set that number.
 
-    Rows of several questions may be shared out unevenly, so more numbers of processes will do.
+    Rows of several questions may be divided unevenly, so more numbers of processes are possible.
     Raises PlanError.
     """
     if not {"questions_per_picture", "accumulation"} & request.pinned:
@@ -242,7 +242,7 @@ def lacks_segments(machine: Machine, gpu: Gpu) -> str:
 
 
 def unfit_segments(machine: Machine, gpu: Gpu, plan: Plan) -> Finding | None:
-    """A finding if the plan needs expandable segments and this machine's card has none."""
+    """A finding if the plan uses expandable segments and this machine's card does not have them."""
     if plan.device != "cuda" or plan.segments == "whole":
         return None
     why = lacks_segments(machine, gpu)
@@ -261,7 +261,7 @@ def refusals(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
 
 
 def unable(gpu: Gpu, plan: Plan, windows: bool) -> list[Finding]:
-    """What the plan computes and that card cannot, in that system."""
+    """What the plan computes that this card, or this system, cannot."""
     recent = gpu.compute_capability is None or gpu.compute_capability >= (7, 0)
     triton = recent and not windows
     fp8 = gpu.compute_capability is None or gpu.compute_capability >= WITH_FP8
@@ -328,7 +328,7 @@ def _counts(size: DataCounts | None) -> str:
 
 
 def lisa_train(nodes: int, cards: int) -> str:
-    """How lisa-train is started: it starts a machine's processes itself, torchrun those of more."""
+    """How to start lisa-train: it starts one machine's processes itself; for more use torchrun."""
     if nodes == 1:
         return "lisa-train"
     return (

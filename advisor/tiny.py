@@ -87,10 +87,10 @@ def on_cpu(request: Request) -> Advice:
 
 
 def _alone(plan: Plan) -> Plan:
-    """lisa-tiny's plan on ReasonSeg alone, a question a row: TINY_BYTES is enough for larger rows.
+    """lisa-tiny's plan on ReasonSeg alone with one question a row, for which TINY_BYTES is enough.
 
-    0.42 GiB by forecast, at 512 tokens that are all supervised and 3 masks a row. Of several
-    processes each takes 2.4 MiB more.
+    A row of 512 supervised tokens and 3 masks takes 0.42 GiB by forecast. If there are several
+    processes, each takes 2.4 MiB more.
     """
     shared = plan.questions_per_picture <= TARGETS_PER_PICTURE
     update = {"questions_per_picture": 1} if shared else {}

@@ -31,14 +31,13 @@ from tables import put
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from profiles.sizes import GIB, MIB  # noqa: E402
 from tests.fuzz.shown import SURFACES  # noqa: E402
 from tests.fuzz.surfaces import Surface, Wrong  # noqa: E402
 
 DOCS, ROWS_FILE = ROOT / "docs" / "hostile-input.md", ROOT / "benchmarks" / "fuzz.jsonl"
 BEGIN, END = "<!-- fuzz: benchmarks/fuzz.py -->", "<!-- /fuzz -->"
 SECONDS = 10  # of processor time a case; six times as many by the clock end the process
-MIB = 1 << 20
-GIB = 1 << 30
 BOUND = {"largest pictures": 2 * GIB}  # bytes of a case
 ELSEWHERE = GIB // 2
 CASES = 600

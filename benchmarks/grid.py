@@ -70,10 +70,10 @@ def corners(model: str, quantization: str) -> list[dict[str, Any]]:
 
 def standing(plan: Plan) -> dict[str, int]:
     """Bytes on the card throughout a step: weights that are not trained, and all that is."""
-    from trainer.model.build import some_tokenizer
+    from trainer.model.build import counting_tokenizer
     from trainer.model.footprint import needed_bytes
 
-    needed = needed_bytes(plan, some_tokenizer(plan))
+    needed = needed_bytes(plan, counting_tokenizer(plan))
     trained = needed["trained"] + needed["gradients"] + needed["optimizer"]
     return {"frozen_bytes": needed["frozen"], "trained_bytes": trained}
 

@@ -24,7 +24,7 @@ from trainer.data.feature_cache import FeatureCache, encoder_key
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.samples import SampleSet
 from trainer.frame import Frame
-from trainer.model.build import some_tokenizer
+from trainer.model.build import counting_tokenizer
 from trainer.run.metrics import MaskScores
 
 WIDTH, HEIGHT, TIMES = 1296, 968, 15
@@ -62,7 +62,7 @@ def measured(model: str, root: Path) -> dict[str, object]:
         caches[encoder] = FeatureCache(root / "cache", encoder_key(plan, encoder, "made up"))
         features = {n: torch.zeros(s, dtype=torch.bfloat16) for n, s in facts.features.items()}
         caches[encoder].write(items[0].image_path, features)
-    samples = SampleSet(items, plan, some_tokenizer(plan), caches, training=False)
+    samples = SampleSet(items, plan, counting_tokenizer(plan), caches, training=False)
     truths, frame = samples[0].truths, Frame.of(plan.profile)
     low = torch.randn(1, frame.side // 4, frame.side // 4)
 

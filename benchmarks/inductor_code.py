@@ -157,7 +157,7 @@ def graphs_of(plan: Plan, tokens: int, recomputed: bool, later: bool) -> list[Co
     prepare()
     if later:
         remember_products()
-    tokenizer = fake.some_tokenizer(plan)
+    tokenizer = fake.counting_tokenizer(plan)
     fake.make_scale_code()
     bones = fake.skeleton(plan.profile, tokenizer)
     with fake.fake_tensors():

@@ -25,7 +25,6 @@ from tables import put, rows_of
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "serving.jsonl", ROOT / "docs" / "serving.md"
 PACKAGES = ("starlette", "uvicorn", "python-multipart", "torch")
-MIB = 1 << 20
 
 
 @dataclass

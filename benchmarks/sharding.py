@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import trainer.model.build
 from trainer.model.layers import host
-from trainer.model.layers.host import HostLayers, unnoticed
+from trainer.model.layers.host import HostLayers, hidden_from_autograd
 from trainer.model.layers.host_memory import HostMemory
 from trainer.rehearse.__main__ import main
 
@@ -50,11 +50,11 @@ class Shards(HostLayers):
         self.holds[turn] = number
         buffer, stream = self.buffers[turn], self.copier.stream
         if stream is None:
-            with unnoticed(buffer):
+            with hidden_from_autograd(buffer):
                 dist.all_gather_into_tensor(buffer, self.host[number], group=self.group)
             return
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), unnoticed(buffer):
+        with torch.cuda.stream(stream), hidden_from_autograd(buffer):
             dist.all_gather_into_tensor(buffer, self.host[number], group=self.group)
         self.events[turn] = stream.record_event()
 

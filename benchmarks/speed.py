@@ -35,7 +35,7 @@ from timed import (
 
 from advisor.cost.duration import duration_of
 from advisor.memory import speed
-from advisor.memory.speed import Factors, Pace, encoder_seconds, forward_seconds, paper
+from advisor.memory.speed import Factors, Pace, encoder_seconds, forward_seconds, sheet_time
 from profiles.gpus import gpu_by_nvml
 from profiles.measurement import DataCounts
 from profiles.plan import Plan
@@ -57,7 +57,7 @@ LOGS = ("recovery-killed.log", "recovery-robbed.log", "recovery-capped.log")
 def step_factors(rows: dict[str, Row]) -> dict[str, float]:
     """The factors of a step; only rows of `TUNED_ON` are looked at."""
     profiles = {record["name"]: record for record in rows_of(HERE / "profile.jsonl")}
-    on_paper = {name: paper(rows[name].plan, rows[name].text, rows[name].card)
+    on_paper = {name: sheet_time(rows[name].plan, rows[name].text, rows[name].card)
                 for name in TUNED_ON}  # fmt: skip
 
     def factor(name: str, part: str, *kinds: str) -> float:
@@ -101,7 +101,7 @@ def fp8_factors(rows: dict[str, Row]) -> dict[str, float]:
     row = rows[f"fp8-{PROFILED_FP8}, fp8"]
     kinds = profile["kinds_ms"]
     codes = (kinds["codes of FP8"] + kinds.get("dequantisation", 0)) / 1e3
-    on_paper = row.plan.accumulation * paper(row.plan, row.text, row.card).codes
+    on_paper = row.plan.accumulation * sheet_time(row.plan, row.text, row.card).codes
     return {"fp8": round(narrow / wide, 3), "fp8_codes": round(codes / on_paper, 2)}
 
 
@@ -109,7 +109,7 @@ def fp8_launches(rows: dict[str, Row], found: dict[str, float]) -> float:
     """What FP8 adds to the launches of a pass: one plan in both arithmetics waited for one CPU."""
     plain, fast = (
         (rows[name].seconds / rows[name].plan.accumulation - found["fixed_seconds"]
-         - found["copy"] * paper(rows[name].plan, rows[name].text, rows[name].card).head_copy)
+         - found["copy"] * sheet_time(rows[name].plan, rows[name].text, rows[name].card).head_copy)
         for name in (WAITING, WAITING_FP8)
     )  # fmt: skip
     return float(round((fast / plain - 1) * found["launch_compiled_seconds"], 5))
@@ -308,7 +308,8 @@ def pace_text() -> str:
     ratios = [one / other for one, other in zip(pictures, loops, strict=True)]
     off = max(abs(ratio / statistics.mean(ratios) - 1) for ratio in ratios)
     return (
-        f"The pace is one of a moment, too. On one H200's machine, within two minutes: {steps}.\n"
+        "The pace also changes from moment to moment. On one H200's machine, within two "
+        f"minutes: {steps}.\n"
         f"A loop of Python alone took {min(loops):.0f} to {max(loops):.0f} ms there, and SAM 2 "
         f"{min(pictures):.0f} to {max(pictures):.0f} ms a picture,\nwhich followed the loop beside "
         f"it to within {off:.0%} (`benchmarks/paces.jsonl`). So the pace of a machine is not kept."

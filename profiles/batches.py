@@ -41,19 +41,19 @@ class Batch(Protocol):
 
 
 def full_rows(questions: int, per_picture: int) -> int:
-    """Rows that so many questions fill, if every picture has enough of them."""
+    """Rows that `questions` fill, if every picture has at least `per_picture` of them."""
     return -(-questions // per_picture)
 
 
 def passes(rows: int, micro_batch: int, processes: int) -> int:
-    """Forward passes of the process that has the most of `rows`."""
+    """Forward passes of the process that gets the most of the `rows`."""
     return -(-rows // (micro_batch * processes))
 
 
 def micro_batches(batch: Batch, most: int) -> list[int]:
     """Micro-batches up to `most` that take the effective batch in even passes.
 
-    Where rows share pictures, of those with as many passes the smallest.
+    Where a row has several questions, only the smallest micro-batch for each number of passes.
     """
     if batch.questions_per_picture == 1:
         share = batch.effective_batch // batch.processes
@@ -84,7 +84,8 @@ def with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
             effective = result["effective_batch"] = EFFECTIVE_BATCH
         if effective:
             rows = full_rows(effective, questions)
-            # Rows that are not full are shared out as well as it goes; samples must come out even.
+            # With one question a row, every process must get the same number of rows. With several,
+            # rows need not be full, so the processes' shares may differ.
             share = int.__floordiv__ if questions == 1 else full_rows
             if micro is None:
                 micro = result["micro_batch"] = (
@@ -102,11 +103,11 @@ def with_batch_arithmetic(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
-    """Drop the batch sizes that follow from the `given` ones, to be worked out anew.
+    """Drop the batch sizes that depend on the `given` ones, so that they are computed again.
 
-    The effective batch stays what it was unless it is set, or both of the others are: a
-    micro-batch is a memory lever, an effective batch is the user's recipe. More processes than
-    the micro-batch leaves room for make the micro-batch smaller.
+    The effective batch changes only if the user sets it, or sets both micro-batch and accumulation:
+    the micro-batch is a memory lever, the effective batch is the user's recipe. If a new number of
+    processes does not divide the batch, the micro-batch becomes smaller.
     """
     processes, questions = data["processes"], data["questions_per_picture"]
     if given == {"processes"} and type(processes) is int and processes > 0:
@@ -121,6 +122,19 @@ def forget_dependent_batch(data: dict[str, Any], given: set[str]) -> None:
         follower = "micro_batch" if "accumulation" in given else "accumulation"
     if given and follower not in given:
         data.pop(follower)
+
+
+def shareable(processes: int, questions: int, parts: int = 1) -> int:
+    """The usual effective batch, or the next larger one that so many processes can share.
+
+    `questions` a picture at most; `parts`: the micro-batch, or the passes, of each of them.
+    """
+    if questions == 1:
+        even = processes * parts
+        return full_rows(EFFECTIVE_BATCH, even) * even
+    if full_rows(EFFECTIVE_BATCH, questions) >= processes:
+        return EFFECTIVE_BATCH
+    return full_rows(questions * (processes - 1) + 1, processes) * processes
 
 
 def batch_contradictions(plan: Batch) -> Iterator[Finding]:

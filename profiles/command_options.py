@@ -16,8 +16,8 @@ T = TypeVar("T")
 def takes(options: type[T]) -> Callable[[Callable[[Any, T], None]], Callable[..., None]]:
     """Give a command one parameter for each field of `options`: typer reads the signature.
 
-    The command is handed typer's context and the options. Their `panels` group them in the help, by
-    the first option of each group; '' is the first group, with --help.
+    The command itself gets typer's context and an `options` object. `options.panels` names the
+    first option of each group of the help; '' is the group that --help is in.
     """
     import typer
 
@@ -44,21 +44,21 @@ def takes(options: type[T]) -> Callable[[Callable[[Any, T], None]], Callable[...
 
 
 def _in_panel(hint: Any, panel: str) -> Any:
-    """The annotation of an option, which other commands may have too, in a group of the help."""
+    """A copy of an option's annotation, placed in a group of the help. Commands share options."""
     option = copy(hint.__metadata__[0])
     option.rich_help_panel = panel or None
     return Annotated[hint.__origin__, option]
 
 
 def given(options: Any) -> set[str]:
-    """The options that have another value than their own."""
-    # typer has None or an empty list, too, for what is not given
+    """The options that differ from their defaults."""
+    # For an option that is not given, typer may also pass None or an empty list.
     return {one.name for one in fields(options)
             if getattr(options, one.name) not in (one.default, None, [])}  # fmt: skip
 
 
 def takes_only(options: Any, allowed: set[str], what: str) -> None:
-    """End with exit code 2 where options are given that `what` would not look at."""
+    """End with exit code 2 if options are given that `what` would ignore."""
     if others := given(options) - allowed:
         fail(f"{what}: leave out {', '.join(sorted(_typed(options, name) for name in others))}")
 

@@ -12,9 +12,9 @@ from profiles.settings import Lora
 
 
 def saved_bytes(plan: Plan) -> tuple[int, int]:
-    """What all layers of a compiled plan save, after the forward pass and at the backward's peak.
+    """Bytes a position that compiling saves over all layers: (kept activations, backward's peak).
 
-    The second is below zero where a layer that is recomputed takes more than a plain one.
+    The second is negative where a recomputed layer takes more compiled than plain.
     """
     decoder, lora = plan.profile.decoder, plan.lora
     kept = decoder.layers - plan.checkpointed_layers
@@ -28,9 +28,9 @@ def saved_bytes(plan: Plan) -> tuple[int, int]:
 def _fused(decoder: DecoderShape, kept: bool) -> int:
     """What a layer saves whatever its adapters are, as measured with adapters on q and v.
 
-    Fused, it keeps neither the product of its gate nor a widened input of a norm: [I] in bf16 and
-    [H] in fp32. Where heads are normed, the normed keys are not kept either, and of the queries one
-    copy in bf16; a layer while it is recomputed has no widened queries.
+    A fused layer does not keep its gate's product ([I] in bf16) or a norm's input in fp32 ([H]).
+    Where heads are normed, it does not keep the normed keys, nor one bf16 copy of the queries.
+    While it is recomputed, it has no fp32 copy of the queries either.
     """
     saved = 2 * decoder.intermediate + 4 * decoder.hidden
     if decoder.normed_heads:
@@ -41,8 +41,8 @@ def _fused(decoder: DecoderShape, kept: bool) -> int:
 def _recomputed(decoder: DecoderShape, lora: Lora | None) -> int:
     """What a layer saves while it is recomputed, in one graph with its backward pass.
 
-    There dropout's random numbers stay, 4 bytes of each input where a plain layer has a mask of
-    one; `_fused` counts those of q and v. With adapters on the MLP a product of it stays as well.
+    That graph keeps dropout's random numbers: 4 bytes a value, where a plain layer keeps a mask of
+    1 byte; `_fused` counts them for q and v. With adapters on the MLP it also keeps a product.
     """
     saved = _fused(decoder, False)
     if lora is None:
@@ -51,15 +51,15 @@ def _recomputed(decoder: DecoderShape, lora: Lora | None) -> int:
     saved -= sum(drawn[2:]) if lora.dropout else -sum(drawn[:2])
     if lora.targets == "all-linear":
         saved -= 2 * (decoder.intermediate - decoder.hidden)
-        if not lora.dropout:  # seen in three storages (draw-147, -150, -169); why is not known
+        if not lora.dropout:  # seen in three storages (draw-147, -150, -169), cause unknown
             saved -= 4 * decoder.intermediate
     return saved + _undropped(decoder, lora)
 
 
 def _undropped(decoder: DecoderShape, lora: Lora | None) -> int:
-    """What is saved without dropout: no mask and no copy of an input, but one for all that read it.
+    """What a layer saves without dropout: masks, and an input's copies, as its readers share one.
 
-    Plain layers make both at probability 0, too. Attention keeps the input of o anyway.
+    Plain layers make masks and copies even at probability 0. Attention keeps o's input anyway.
     """
     if lora is None or lora.dropout:
         return 0

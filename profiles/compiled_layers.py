@@ -34,7 +34,7 @@ class Moves:
 
 
 def kind_of(plan: Plan, recomputed: bool) -> str:
-    """The name of the kind of layer that the plan compiles; no two that differ share one.
+    """The name of the kind of layer that the plan compiles; different kinds have different names.
 
     A kind whose code is that of the one without its last word has no line in the file.
     """
@@ -49,12 +49,12 @@ def kind_of(plan: Plan, recomputed: bool) -> str:
 
 
 def turned_apart(plan: Plan) -> bool:
-    """Whether queries and keys are turned by a kernel each, though they read the same angles.
+    """Whether queries and keys are rotated by a kernel each, though they read the same angles.
 
-    Inductor has one kernel for both unless the values that it could use again are more than 32
-    times the bytes that it reads once in the place of twice (torch's
-    `can_fusion_increase_peak_memory`). Where all rows share their angles, as LLaVA's do, that is
-    rows · heads · channels against 32 · 2 tables · channels · 2 bytes, a position.
+    Inductor fuses both into one kernel unless that could raise the peak: unless the values that it
+    could reuse exceed 32 times the bytes that fusion saves reading (torch's
+    `can_fusion_increase_peak_memory`). Where all rows share their angles, as LLaVA's do, it
+    compares rows · heads · channels with 32 · 2 tables · channels · 2 bytes, for each position.
     """
     shared = plan.questions_per_picture == 1 and not plan.profile.decoder.normed_heads
     return shared and plan.micro_batch * plan.profile.decoder.heads > 128

@@ -28,7 +28,7 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # a launcher's
 # accelerate reads dozens of these; the few here do not change what is computed.
 _ACCELERATE, _HARMLESS = "ACCELERATE_", ("LOG_LEVEL", "DEBUG_MODE", "ENABLE_RICH", "CPU_AFFINITY")
 _COMPILED = "TORCHINDUCTOR_CACHE_DIR"
-# Variables of which a library knows a few words and ends on any other.
+# Variables for which a library accepts a few words and fails on any other.
 _WORDS = {
     "ACCELERATE_LOG_LEVEL": (
         "debug",
@@ -44,7 +44,7 @@ _WORDS = {
 }
 _SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 _OFF = ("", "0", "no", "n", "none", "false", "f", "off", "default")
-# Of MPI: accelerate takes them for a launcher's, and would wait for processes that never come.
+# MPI's variables: accelerate takes them for a launcher's, and waits for processes that never start.
 _MPI = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
         "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK",
@@ -65,7 +65,7 @@ def borrowed(environment: Mapping[str, str]) -> list[str]:
 
 
 def refused(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables with a value on which a library would end, and what they may be instead."""
+    """Variables whose value would make a library fail, with the values that it accepts."""
     found = {name: ", ".join(words) for name, words in _WORDS.items()
              if environment.get(name, words[0]).lower() not in words}  # fmt: skip
     found |= {name: "whole seconds" for name in _SECONDS
@@ -79,13 +79,14 @@ def refused(environment: Mapping[str, str]) -> dict[str, str]:
 def at_home(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment, with the hub switched off and compiled code in the user's own cache.
 
-    What is `borrowed` or `refused` is left out, and so is -OO, without whose docstrings
-    transformers cannot be imported.
+    It leaves out what is `borrowed` or `refused`, and PYTHONOPTIMIZE=2 (-OO), which removes the
+    docstrings that transformers needs to be imported.
 
     `PYTHONSAFEPATH` is `-P` for processes that libraries start, such as torch's compilers.
-    On CPUs with AVX512-BF16 bitsandbytes would fetch a kernel's code from the hub. torch would
-    load compiled code from a folder in /tmp that another user may have made first. Its threads
-    would spin while they wait, which made it 6 times slower on cores that others use too.
+    Three defaults are changed. On CPUs with AVX512-BF16 bitsandbytes would fetch a kernel's code
+    from the hub. torch would load compiled code from a folder in /tmp that another user may have
+    made first. torch's threads would spin while they wait: 6 times slower on cores that other
+    processes use too.
     """
     compiled = cache_folder() / "compiled"
     kept = {_COMPILED: str(compiled), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -123,7 +124,7 @@ def _quota(cgroup: Path) -> float | None:
 
 
 def own_card() -> int:
-    """Number of this process's GPU: of several that a launcher started, each has its own."""
+    """Number of this process's GPU: each process that a launcher started has its own."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 

@@ -39,7 +39,9 @@ def read_regular(path: Path, most_bytes: int = LARGEST) -> bytes:
     """
     with opened(path) as file:
         known = os.fstat(file.fileno()).st_size
-        data = file.read(most_bytes + 1) if known <= most_bytes else b""
+        data = file.read(known + 1) if known <= most_bytes else b""
+        if len(data) > known:  # it grows, or is a file of the kernel, without a size
+            data += file.read(most_bytes + 1 - len(data))
         if max(known, len(data)) > most_bytes:
             size, most = (f"{number / MIB:.0f} MiB" for number in (known, most_bytes))
             raise OSError(errno.EINVAL, f"has {size}; allowed: at most {most}", str(path))
@@ -110,8 +112,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError:
+    except OSError as error:
         aside.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a write knows no name
         raise
     force(path.parent)
 
@@ -128,10 +131,7 @@ def force(path: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in words for a user.
-
-    Without the number and the file name in an OSError's text, and without Python's own terms.
-    """
+    """What went wrong, in words for a user: no OSError number, no file name, no Python terms."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, UnicodeDecodeError):
@@ -164,7 +164,7 @@ def refused(error: OSError) -> str:
 
 
 def _known(path: Path) -> Path:
-    """The visible name of one of this project's hidden files: what it becomes, or its folder."""
+    """The visible name behind one of this project's hidden files: the final file, or its folder."""
     for one in (*reversed(path.parents), path):
         if one.name in (LOCK, HOLDER):
             return one.parent
@@ -181,7 +181,7 @@ def is_aside(path: Path, names: Iterable[str]) -> bool:
 def sweep(folder: Path, names: Iterable[str], older_seconds: float = 0) -> None:
     """Remove what killed writers of `names` left in a folder.
 
-    Where others may be writing just now, only files that are too old for that.
+    If other processes may be writing there now, it removes only files too old to be theirs.
     """
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if is_aside(path, names):
@@ -199,7 +199,7 @@ def is_vacant(folder: Path) -> bool:
 
 @contextmanager
 def made(folder: Path) -> Iterator[None]:
-    """Make a folder. If the block raises, it and its parents go again if they are new and empty."""
+    """Make a folder. If the block raises, remove it and its parents if they are new and empty."""
     new = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -213,7 +213,7 @@ def made(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a folder, made if need be, until the block or the process ends, however it ends.
+    """Lock a folder until the block ends or the process dies; make the folder if it is missing.
 
     The system's own lock (flock; LockFileEx on Windows), so a killed holder leaves none behind. On
     a network file system it holds between machines only where the server keeps locks (NFS with

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def not_collected() -> Iterator[None]:
-    """For millions of objects that stay: the collector would find none, and double the time."""
+    """No garbage collection inside: where all objects stay it finds none, and doubles the time."""
     searched = gc.isenabled()
     gc.disable()
     try:

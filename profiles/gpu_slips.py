@@ -58,7 +58,7 @@ def long_form(spelled: str) -> str:
 
 
 def nearest(spelled: str, known: Iterable[str]) -> list[str]:
-    """Those of `known` that a slip or two of the keyboard turn into `spelled`, closest first."""
+    """The names in `known` that one or two typing errors turn into `spelled`, closest first."""
     most = 2 if len(spelled) >= _LONG else 1
     found = []
     for one in known:
@@ -75,12 +75,12 @@ def same_digits(spelled: str, other: str) -> bool:
 
 
 def _may_differ(spelled: str) -> bool:
-    """Whether another letter or digit may be a slip: not in M40, as L40 is another card."""
+    """Whether a wrong letter or digit may be a typing error: not in M40, as L40 is a card too."""
     return len(spelled) > _SHORT or spelled.isdigit()
 
 
 def _may_be_near(text: str, other: str, most: int) -> bool:
-    """Whether lengths and letters allow so few slips: most names need no table of them."""
+    """A quick test before the full distance: whether lengths and letters allow so few errors."""
     if abs(len(other) - len(text)) > most:
         return False
     missing = 0

@@ -62,7 +62,7 @@ class GpuProfile(Frozen):
 
     @property
     def visible_bytes(self) -> int:
-        """Total memory as NVML counts it; CUDA sees a few hundred MiB less."""
+        """Total memory as NVML counts it; CUDA reports a few hundred MiB less."""
         return self.visible_mib * MIB
 
     def rate_flops(self, dtype: str) -> float:
@@ -89,7 +89,8 @@ def gpus() -> dict[str, GpuProfile]:
 def find_gpu(text: str) -> GpuProfile:
     """The card that a person means by `text`: the first of `possible_gpus`.
 
-    What fits it fits the others too, but for rare ones with less memory. Raises ValueError.
+    A plan that fits this card fits the others too, except rare ones with less memory. Raises
+    ValueError.
     """
     return possible_gpus(text)[0]
 
@@ -98,10 +99,10 @@ def possible_gpus(text: str) -> list[GpuProfile]:
     """The cards that `text`, such as "3060", "rtx3060 12gb" or "A100 80", may mean.
 
     Case, spaces, hyphens, the order of words and the words NVIDIA and GeForce do not matter;
-    Laptop, Ti and SUPER do. Where `text` leaves open the memory or the form factor there are
-    several, those with the least memory first, of these the slowest. Raises ValueError, naming
-    cards near to what was got, where `text` names none, more than one model, or a size that is not
-    sold.
+    Laptop, Ti and SUPER do. If `text` leaves open the memory or the form factor, several cards
+    match: those with the least memory come first, and among these the slowest. Raises ValueError,
+    which suggests similar names, if `text` names no card, cards of several models, or a size that
+    is not sold.
     """
     try:
         return _possible(text)
@@ -116,7 +117,7 @@ def possible_gpus(text: str) -> list[GpuProfile]:
 
 
 def _possible(text: str) -> list[GpuProfile]:
-    """`possible_gpus` of a name that nothing surrounds. Raises ValueError."""
+    """`possible_gpus` of a bare name, without what people paste around it. Raises ValueError."""
     if text in gpus():
         return [gpus()[text]]
     if cards := _named(text):
@@ -195,7 +196,7 @@ def _in_order(cards: Iterable[GpuProfile]) -> list[GpuProfile]:
 
 
 def _rebuilt(card: GpuProfile, size: float) -> GpuProfile:
-    """The card with so many GB, as workshops sell it: what else is known of it stays."""
+    """The card with other memory soldered on, as workshops sell it; its other figures stay."""
     return card.model_copy(update={
         "key": f"{card.key.rsplit('-', 1)[0]}-{size:g}gb",
         "memory_gb": size,
@@ -206,7 +207,7 @@ def _rebuilt(card: GpuProfile, size: float) -> GpuProfile:
 
 
 def _nearest_in_memory(cards: Iterable[GpuProfile], mib: int) -> GpuProfile:
-    """The one that nvidia-smi shows with so many MiB. Raises ValueError where none has nearly."""
+    """The card that nvidia-smi shows with about `mib` MiB. Raises ValueError if there is none."""
     variants = [one for card in cards
                 for one in (card, *(_rebuilt(card, size) for size in card.rebuilt_gb))]  # fmt: skip
     best = min(variants, key=lambda card: abs(card.visible_mib - mib))
@@ -255,7 +256,7 @@ def _named(text: str) -> tuple[GpuProfile, ...]:
 def _of_size(
     cards: Iterable[GpuProfile], size: float, text: str, laptops: Iterable[GpuProfile]
 ) -> list[GpuProfile]:
-    """Those with so many GB. Raises ValueError where none is sold so, or a laptop's alone."""
+    """The cards with `size` GB. Raises ValueError if no card, or only a laptop's, has that size."""
     sized = [card for card in cards if card.memory_gb == size]
     sized = sized or [_rebuilt(card, size) for card in cards if size in card.rebuilt_gb]
     if sized:
@@ -288,14 +289,14 @@ def _no_gpu(text: str) -> str:
 
 
 def _as_sized(text: str, labels: list[str]) -> list[str]:
-    """Those of the cards called so that have the memory in `text`, if any have."""
+    """The cards of these names that have the memory in `text`, if any do."""
     sizes = {float(size) for one in (_SIZE, _BARE_SIZE) for size in one.findall(text.lower())}
     sized = [card for card in gpus().values() if card.memory_gb in sizes]
     return [card.title for one in labels for card in sized if _label(card) == one] or labels
 
 
 def _near(text: str) -> list[str]:
-    """Cards that are written nearly so, or without one word of it, or as RTX for GTX."""
+    """Cards with a similar name, with one word less, or with RTX for GTX."""
     model = _SIZE.sub(" ", text.lower())
     if re.search(r"\d", rest := _BARE_SIZE.sub(" ", model)):
         model = rest

@@ -29,12 +29,12 @@ GRID_FILE = Path(__file__).with_name("grid.jsonl")
 MICRO_BATCHES = (1, 4, 20)
 TEXT_TOKENS = (64, 512)
 QUESTIONS = (1, 3)  # a picture; two take no more than three
-# Without expandable segments the pool is cut up more: up to 30 % beside the tensors were seen
-# (benchmarks/lattice_measured.jsonl), of which a cap lets the allocator win back most.
+# Without expandable segments the pool is more fragmented: up to 30 % beside the tensors were seen
+# (benchmarks/lattice_measured.jsonl). Under a cap the allocator wins most of that back.
 WHOLE_SEGMENTS = 1.10
 PADDING = 16  # positions of a row, at most, beside image and text
 BUFFERS = 2  # layers' worth of them on the card, if any layer is in host memory
-# Settings in which a plan may differ from its corners': they are its place between these.
+# Settings in which a plan may differ from its corners: they give its place between them.
 FREE = frozenset({
     "processes", "nodes", "compile", "dtype", "device", "host_embeddings", "host_layers", "tokens",
     "checkpointed_layers", "micro_batch", "accumulation", "quantization", "questions_per_picture",
@@ -99,8 +99,8 @@ def estimate(plan: Plan, text_tokens: int) -> Estimate | None:
 def _with_adapters(found: Estimate, plan: Plan, usual: Lora, text_tokens: int) -> Estimate:
     """The estimate for the plan's own adapters, which may be larger than the usual ones.
 
-    What is trained of them is exact: factor, gradient and two moments in fp32. What is kept for
-    the backward pass is kept by every layer that is not recomputed, and by one that is.
+    The trained bytes are exact: factor, gradient and two moments in fp32. Each layer that is not
+    recomputed keeps activations for the backward pass, and so does one recomputed layer at a time.
     """
     decoder = plan.profile.decoder
     assert plan.lora is not None
@@ -134,8 +134,10 @@ def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
 
 
 def has_corners(plan: Plan) -> bool:
-    """Whether there are figures for the plan's storage; so, too, if there are none for its model,
-    since another one's then stand in for all."""
+    """Whether there are figures for the plan's storage of base weights.
+
+    Also true for a model without any figures: another model's stand in for all its storages.
+    """
     model = _model_in_grid(plan.model)
     return model is None or (model, plan.quantization) in _storages()
 
@@ -212,7 +214,7 @@ class _Mixed(NamedTuple):
     trained: float
 
 
-@lru_cache(8192)  # a choice asks for the same place many times, and the next choice again
+@lru_cache(8192)  # every choice asks for the same places many times
 def _mixed(
     model: str,
     quantization: str,
@@ -223,7 +225,10 @@ def _mixed(
     on_card: float,
     on_host: float,
 ) -> _Mixed | None:
-    """What a place between the corners takes; None outside. The last two count relieved layers."""
+    """What a place between the corners takes; None outside them.
+
+    `on_card` and `on_host` count the layers relieved (checkpointed plus in host memory).
+    """
     questions = next((n for n in QUESTIONS if n >= questions), QUESTIONS[-1])
     points = [sum(point) for point in reliefs(model, host_embeddings)]
     micro = _place(micro_batch, MICRO_BATCHES)
@@ -259,7 +264,7 @@ def caching_bytes(plan: Plan) -> int:
 
 @cache
 def _model_in_grid(name: str) -> str | None:
-    """The model whose corners are used for plans of the one called `name`: it, or a larger one."""
+    """The model whose corners serve for plans of the model `name`: the same, or a larger one."""
     profile, known = model_profile(name), dict.fromkeys(key[0] for key in _corners())
     return next((other for other in known if profile.needs_no_more(model_profile(other))), None)
 

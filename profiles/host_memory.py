@@ -1,6 +1,6 @@
 """Bytes of host memory that a training process takes, beside the tensors that live there.
 
-Figures of libraries are read off the rows of benchmarks/forecast_rows.jsonl, less what is counted.
+What libraries take is read off the rows of benchmarks/forecast_rows.jsonl, less what is counted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def libraries_bytes(plan: Plan) -> int:
 
 
 def batch_bytes(plan: Plan, masks: int | None = None) -> int:
-    """Bytes that the batches of one optimizer step of one process take, of `masks` a row.
+    """Host bytes of one process's batches for an optimizer step, with `masks` masks a row.
 
-    All micro-batches of a step are pinned. One or two are there unpinned as well: in a rehearsal
-    micro-batches, in training one and what it is joined from. Each data worker makes another, and
-    has two ahead.
+    All micro-batches of a step are pinned, and up to two also lie there unpinned: a rehearsal makes
+    two at a time, and training has one beside the samples that it is joined from. Each data worker
+    makes one more and has two ready.
     """
     unpinned = min(TOGETHER, plan.accumulation) + plan.workers
     pinned = plan.accumulation + 2 * plan.workers
@@ -39,15 +39,16 @@ def batch_bytes(plan: Plan, masks: int | None = None) -> int:
 
 
 def pinned_size(size: int) -> int:
-    """Bytes of the block that torch pins for so many: a power of two."""
+    """Bytes of the block that torch pins for `size` bytes: a power of two."""
     return 1 << (size - 1).bit_length()
 
 
 def timing_bytes(plan: Plan, positions: int) -> int:
     """Bytes that one process pins at most while Inductor times the kernels of compiled layers.
 
-    Backwards it copies what a kernel changes to the host where a copy on the card would raise the
-    peak: the gradient inside of the MLP, or in attention where that is not changed in place.
+    To time a kernel that changes its input, Inductor keeps a copy of the input, in host memory if a
+    copy on the card would raise the peak. In the backward pass this is a gradient: the one inside
+    the MLP, or in attention where the MLP's is not changed in place.
     """
     decoder, lora = plan.profile.decoder, plan.lora
     all_linear = lora is not None and lora.targets == "all-linear"
@@ -80,7 +81,7 @@ def _sizes(plan: Plan, masks: int | None) -> list[int]:
 
 @lru_cache(256)
 def _picture_bytes(profile: ModelProfile, cached: tuple[Encoder, ...], count: int) -> list[int]:
-    """Bytes of each tensor that `count` pictures are."""
+    """Bytes of each tensor that holds `count` pictures."""
     tensors = []
     for name, facts in profile.encoders.items():
         shapes = facts.features if name in cached else facts.pixels

@@ -1,7 +1,7 @@
 """Every setting of the Plan, classified once: what it does to memory, and when it may change.
 
-What asks "may this change?", "does this need more memory?" or "what did this lever buy?" asks
-here. A test fails for a setting that is missing from SETTINGS.
+Code that needs to know "may this change?", "does this need more memory?" or "what did this lever
+save?" looks here. A test fails for a setting that is missing from SETTINGS.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Traits:
     """What is known of one setting.
 
     saves: which values take less memory on the card: larger ones ("more"), smaller ones ("less"),
-        or the names from most memory to least; None for what is no memory lever.
-    counts: how `needs_no_more` compares two values; None where it does not look: the setting moves
-        no peak, or only its slack, or the table that it belongs to is compared as a whole.
-    changes: a run learns the same from the same samples under another value, so a resumed run may
-        change it by hand ("resume"), or the fallback after out of memory, too ("fallback").
-    priced: a reason says what it saves and costs, against its value `off`: from forecasts, or from
-        two tested rows that differ in nothing else.
+        or the names from most memory to least; None for a setting that is no memory lever.
+    counts: how `needs_no_more` compares two values; None where it ignores the setting, because it
+        moves no peak, or because the table that it belongs to is compared as a whole.
+    changes: who may change it for a run that goes on: nobody, as the run would learn something else
+        ("never"); the user ("resume"); the fallback after out of memory, too ("fallback").
+    priced: where a reason takes the setting's saving and cost from, compared with the value `off`:
+        from forecasts, or from two tested rows that differ in nothing else.
     phrase: the setting in a few words, for one line about a plan; empty where nothing need be said.
     unit: what a number counts.
     """
@@ -50,7 +50,7 @@ def _holds_more(these: Iterable[str], those: Iterable[str]) -> bool:
 
 
 def _in_order(*names: Any) -> NoMore:
-    """Of names from most memory to least."""
+    """Compares names that are given from most memory to least."""
     return lambda name, other: names.index(name) >= names.index(other)
 
 
@@ -178,9 +178,9 @@ SETTINGS: dict[str, Traits] = {
     Traits(),
 )  # fmt: skip
 
-# The settings that a resumed run may change; and of these what
-# the fallback after an out-of-memory error changes by itself. schedule.epochs may grow, too:
-# then the run does not learn the same, and says so (`trainer/run/resume.py`).
+# What a resumed run may change, and what the fallback after an out-of-memory error changes by
+# itself. A resumed run may also get more schedule.epochs: then it does not learn the same, and says
+# so (`trainer/run/resume.py`).
 MAY_CHANGE_ON_RESUME = frozenset(n for n, traits in SETTINGS.items() if traits.changes != "never")
 MAY_CHANGE_ON_FALLBACK = frozenset(n for n in SETTINGS if SETTINGS[n].changes == "fallback")
 
@@ -192,8 +192,8 @@ Part = Literal["weights", "activations", "optimizer", "answers"]
 class Relief:
     """A change that makes room on the card.
 
-    how: the setting, and what it does. `elsewhere`: what other trainings call it.
-    is_left: whether a plan can still be changed so.
+    how: the setting, and its effect. `elsewhere`: what other trainings call it.
+    is_left: whether a plan can still make this change.
     """
 
     parts: tuple[Part, ...]
@@ -277,7 +277,7 @@ def value_text(name: str, value: Any) -> str:
 
 
 def needs_no_more(plan: Plan, other: Plan, apart: frozenset[str] = frozenset()) -> bool:
-    """Whether `plan` surely peaks at or below `other`'s bytes, from the direction of each lever.
+    """Whether `plan` is sure to peak at no more bytes than `other`, by the direction of each lever.
 
     Settings `apart` are not compared. False means "not known", not "more".
     """

@@ -20,7 +20,7 @@ class DataCounts(Frozen):
 
     @property
     def most_questions(self) -> int:
-        """Questions of a picture, at most, if all have as many as it goes."""
+        """Most questions that a picture has, if all pictures have about as many."""
         return max(1, -(-self.epoch_questions // max(1, self.train_pictures)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 # Settings of schema 1 that had no effect, with the only value that could be written.
 RETIRED: dict[str, Any] = {"quantized_parts": ["llama"]}
-# Encoders had the names of LISA's own two; since schema 2 they have those of their roles.
+# Schema 1 named encoders after LISA's two; since schema 2 they are named after their roles.
 ROLES: dict[Any, str] = {"clip": "vision", "sam": "mask"}
 FIRST_NAMES = {role: name for name, role in ROLES.items()}
 
@@ -28,6 +28,6 @@ def modernised(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_first_written(data: dict[str, Any]) -> dict[str, Any]:
-    """A plan's plain data in the words of schema 1, whose hash names rows and runs."""
+    """A plan's plain data in the words of schema 1: rows and runs are named by its hash."""
     cached = [FIRST_NAMES[role] for role in data["cached_encoders"]]
     return data | RETIRED | {"schema_version": 1, "cached_encoders": cached}

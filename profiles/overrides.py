@@ -44,7 +44,7 @@ def assigned(overrides: Iterable[str]) -> dict[str, str]:
 def must_agree(overrides: Iterable[str]) -> None:
     """Raise PlanError for every setting that gets two values, or is set as a whole and in part.
 
-    Which of the two was meant cannot be known: an option of its own may have set one of them.
+    There is no way to know which value was meant: one may come from an option such as --epochs.
     """
     given: dict[str, str] = {}
     findings = []
@@ -78,7 +78,7 @@ def given_settings(
 
 
 def of_rank(rank: int | None, given: Iterable[str]) -> list[str]:
-    """What --lora-r assigns beside the settings `given`: alpha follows, unless it is among them."""
+    """What --lora-r assigns: the rank, and alpha unless the settings `given` set alpha."""
     if rank is None:
         return []
     named = {"lora", "lora.alpha"} & assigned(given).keys()
@@ -91,12 +91,12 @@ def legible(name: str) -> str:
 
 
 def typed(setting: str) -> str:
-    """A setting as --set takes it, with a place for its value where none is fixed."""
+    """A setting as --set takes it, with a placeholder where its value is open."""
     return setting if "=" in setting else f"{setting}=VALUE"
 
 
 def of_another(was: str, model: str) -> str:
-    """What to know where a plan's `model` is set to another than it `was` chosen for; else ''."""
+    """A note if a plan's `model` is set to another than it `was` chosen for; else ''."""
     if was == model:
         return ""
     return (
@@ -106,7 +106,7 @@ def of_another(was: str, model: str) -> str:
 
 
 def nearest_setting(name: str, settings: Sequence[str]) -> str:
-    """The one of the plan's `settings` that was probably meant, or does that one's work."""
+    """The plan's setting that was probably meant, or that does the same as another tool's."""
     import difflib
 
     if name.partition(".")[0].lower() in SHARDING:

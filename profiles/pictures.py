@@ -46,9 +46,9 @@ def _limited(profile: ModelProfile, least: int, most: int) -> ModelProfile:
 
 
 def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:
-    """Settings by which no picture takes more than so many tokens, as in the data at hand.
+    """Settings that limit pictures to so many tokens, as many as the data's largest takes.
 
-    Empty where the plan's own limit is no higher, or the model looks at one size.
+    Empty where the plan's own limit is no higher, or the model sees all pictures at one size.
     """
     profile = profile_of(plan)
     most = profile.most_image_tokens
@@ -84,7 +84,7 @@ def with_picture_limits(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def forget_other_limits(data: dict[str, Any], given: set[str]) -> None:
-    """Drop the limits that were another model's, or stand in the way of a given one."""
+    """Drop the limits that belonged to another model, or that contradict a given one."""
     for limit in LIMITS:
         if given & {"model", *LIMITS} and limit not in given:
             data.pop(limit)

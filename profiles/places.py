@@ -20,12 +20,12 @@ NAME = "lisa-preflight"
 
 
 def cache_folder() -> Path:
-    """For what can be computed again: features, forecasts, contexts, compiled code."""
+    """The folder of what can be computed again: features, forecasts, contexts, compiled code."""
     return usable(_usual("user_cache_path")) or _temporary() / "cache"
 
 
 def data_folder() -> Path:
-    """For the user's own rows of the tested table."""
+    """The folder of the user's own rows of the tested table."""
     return usable(_usual("user_data_path")) or _temporary() / "data"
 
 
@@ -46,7 +46,7 @@ def libraries_caches() -> dict[str, str]:
 
 
 def _usual(kind: str) -> Path | None:
-    """Where the system has such files; None where it knows no home of this user."""
+    """The system's folder for such files; None if this user has no home."""
     import platformdirs
 
     try:
@@ -70,7 +70,7 @@ def usable(folder: Path | None) -> Path | None:
 
 @cache
 def _takes_files(folder: Path) -> bool:
-    """Whether a file can be made in it: rights do not tell of quotas, automounts and /proc."""
+    """Whether a file can be made in it: rights alone do not show quotas, automounts or /proc."""
     try:
         with tempfile.TemporaryFile(prefix=f".{NAME}-", dir=folder):
             return True

@@ -99,7 +99,7 @@ class Plan(PlanSettings):
     def content_hash(self) -> str:
         """First 16 hex digits of SHA-256 over the canonical JSON: equal settings, equal hash."""
         data = as_first_written(self.model_dump(mode="json"))
-        # Plans from before there were these settings keep their hash.
+        # Plans written before these settings existed keep their hash.
         if self.mixture == Mixture():
             del data["mixture"]
         if self.questions_per_picture == 1:

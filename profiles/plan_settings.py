@@ -10,9 +10,11 @@ from profiles.families import ModelProfile
 from profiles.pictures import LARGEST, LEAST, limits_for, profile_of
 from profiles.settings import (
     EFFECTIVE_BATCH,
+    LONG_ANSWERS,
     MOST,
     MOST_PROCESSES,
     MOST_QUESTIONS,
+    SEVERAL_MASKS,
     TARGETS_PER_PICTURE,
     Dtype,
     Encoder,
@@ -150,7 +152,7 @@ class PlanSettings(Settings):
         """[SEG] tokens that a training sample holds at most."""
         if self.questions_per_picture > 1:
             return self.questions_per_picture
-        several = self.mixture.refer_seg or self.mixture.sem_seg
+        several = self.mixture.draws(SEVERAL_MASKS)
         return min(TARGETS_PER_PICTURE if several else 1, self.tokens.max_masks)
 
     @property
@@ -161,7 +163,7 @@ class PlanSettings(Settings):
     @property
     def most_answer_tokens(self) -> int | None:
         """Supervised tokens of a training sample at most; None: some five for each mask."""
-        return self.tokens.max_text_tokens if self.mixture.vqa else None
+        return self.tokens.max_text_tokens if self.mixture.draws(LONG_ANSWERS) else None
 
     @property
     def profile(self) -> ModelProfile:

@@ -1,7 +1,7 @@
 """What a rehearsal and the replay of its pool agree on: the form of their events.
 
-An event is (block, bytes), −bytes for a release. A block's number has its CUDA stream in it: a pool
-gives what was free on one stream to no other.
+An event is (block, bytes), −bytes for a release. A block's number contains its CUDA stream: a pool
+never gives memory freed on one stream to another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recipes: settings of a plan that are kept in a file and used again. Some are included.
 
-What a recipe names counts as if it had been given with --set, and what the command line names
-counts more: flags, then the recipe, then the advice. `plan.json` is what came of all three.
+A recipe's settings count as if given with --set. Options on the command line override the recipe,
+and the recipe overrides the advice; `plan.json` holds the result.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def shipped_recipes() -> list[str]:
 
 
 def with_recipe(recipe: str | None, given: Sequence[str], model: str | None = None) -> list[str]:
-    """A recipe's assignments but for those of `given`, then `given`. Raises PlanError.
+    """A recipe's assignments without those that `given` overrides, then `given`. Raises PlanError.
 
-    `model`: what an option of its own names.
+    `model`: the model that --model names.
     """
     if recipe is None:
         return list(given)
@@ -93,10 +93,10 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _yaml(text: str) -> Any:
-    """A document without aliases, of which a short one can make gigabytes, and without what PyYAML
-    reads otherwise than it looks. Raises ValueError.
+    """A YAML document, read strictly. Raises ValueError.
 
-    Its time grows with the square of the brackets that are open.
+    Refused are aliases (a few lines of them expand to gigabytes), values that PyYAML reads
+    differently from how they look, and deep nesting (time grows with the square of its depth).
     """
     import yaml
 

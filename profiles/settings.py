@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
@@ -31,7 +32,7 @@ MOST = 1_000_000  # of anything counted: more is a typing error, which would tak
 MOST_PROCESSES = 64  # of a plan
 
 
-# Asked for at once in a picture with several, as in LISA's recipe.
+# Questions asked at once about a picture that has several, as in LISA's recipe.
 TARGETS_PER_PICTURE = 3
 EFFECTIVE_BATCH = 20  # questions, as published
 PREFIX_TOKENS = 40  # of text that all questions about a picture share, about
@@ -46,7 +47,7 @@ class Settings(Frozen):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1. As a text no number takes it."""
+        """Python reads true as 1. Turned into text, it is refused by every number."""
         if isinstance(value, bool):
             kind = cls.model_fields[str(info.field_name)].annotation
             if {int, float} & {kind, *get_args(kind)}:
@@ -130,6 +131,11 @@ class TokenLimits(Settings):
     )
 
 
+# Kinds of data with samples of several masks, or with answers of any length: the plan's limits
+# count then, not ReasonSeg's one mask and its short answer.
+SEVERAL_MASKS, LONG_ANSWERS = ("refer_seg", "sem_seg"), ("vqa",)
+
+
 class Mixture(Settings):
     """What training samples are drawn from, in proportion to the rates (LISA's recipe: 1, 3, 9, 3).
 
@@ -160,7 +166,11 @@ class Mixture(Settings):
         description="samples drawn in an epoch; with ReasonSeg alone its own number",
     )
 
+    def draws(self, kinds: Iterable[str]) -> bool:
+        """Whether samples are drawn from any of these kinds of data."""
+        return any(getattr(self, kind) for kind in kinds)
+
     @property
     def reason_seg_alone(self) -> bool:
         """Whether nothing but ReasonSeg is trained on."""
-        return not (self.refer_seg or self.sem_seg or self.vqa)
+        return not self.draws(SEVERAL_MASKS + LONG_ANSWERS)

@@ -10,7 +10,8 @@ MIB, GIB = 2**20, 2**30
 LARGEST_CARD = 2**44  # 16 TiB: anything above is a wrong unit
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+|,\d\d?)?) *(?P<unit>[a-z]*)", re.ASCII | re.IGNORECASE)
-_UNITS = {"": GIB, "g": GIB, "gib": GIB, "gb": 10**9, "m": MIB, "mib": MIB, "mb": 10**6}
+_UNITS = {"": GIB, "g": GIB, "gib": GIB, "gb": 10**9, "m": MIB, "mib": MIB, "mb": 10**6,
+          "t": 2**40, "tib": 2**40, "tb": 10**12}  # fmt: skip
 _MOST_PLAIN = 512  # GiB; a larger number without a unit is one of MiB, as nvidia-smi prints them
 
 
@@ -27,14 +28,15 @@ def mib(size: int) -> str:
 def parse_size(text: str) -> int:
     """Bytes from a size as people type it: 8GiB, 8 GB, 8G, 8192MiB, 7,5; a plain number is GiB.
 
-    GB and MB are powers of ten, as in a data sheet; G and M stand for GiB and MiB, as in free -h.
+    TB, GB and MB are powers of ten, as in a data sheet; T, G and M stand for TiB, GiB and MiB, as
+    in free -h.
     Raises ValueError.
     """
     match = _SIZE.fullmatch(text.replace("\u00a0", " ").strip())
     if match is None or match["unit"].lower() not in _UNITS:
         thousands = re.search(r"\d,\d{3}(?!\d)", text) is not None
         fix = "write thousands without a comma" if thousands else "give a size such as 8GiB"
-        raise ValueError(f"got {brief(text)}; {fix} (units: GiB, MiB, GB, MB; none: GiB)")
+        raise ValueError(f"got {brief(text)}; {fix} (units: GiB, MiB, TiB, GB, MB, TB; none: GiB)")
     number = float(match["number"].replace(",", "."))
     if not match["unit"] and number > _MOST_PLAIN:
         fix = f"did you mean {brief(text.strip() + 'MiB')[1:-1]}?"

@@ -29,11 +29,11 @@ def announce(most: int) -> None:
 
 
 def announced(environment: Mapping[str, str] = os.environ) -> int:
-    """What this process, or the one that started it, has announced. Raises ValueError."""
+    """How many entries this process may leave out, as it or its parent set. Raises ValueError."""
     return read_most(environment.get(VARIABLE))
 
 
 def option(environment: Mapping[str, str] = os.environ) -> str:
-    """What was announced, as the end of a command line; empty for nothing."""
+    """The option as the end of a command line; empty if nothing may be left out."""
     most = announced(environment)
     return "" if not most else f" {OPTION} {'all' if most == ALL else most}"

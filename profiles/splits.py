@@ -8,7 +8,7 @@ from profiles.text import argument
 
 SPLITS = ("train", "val", "test")
 _ANNOTATIONS = ("*.json", "annotations/*.json", "data.yaml", "classes.txt")
-_MIXED = "refer_seg", "sem_seg", "vqa", "ade20k"  # data of a mixture: docs/data.md
+MIXED = "refer_seg", "sem_seg", "vqa", "ade20k"  # data of a mixture: docs/data.md
 NEEDED = "ReasonSeg/train, ReasonSeg/val or ReasonSeg/test in it"
 MAKES_DATA = "lisa-train import FILES NEW makes it of another tool's; synthesise NEW draws some"
 
@@ -24,10 +24,10 @@ def located(root: Path) -> tuple[Path, list[str]] | None:
 
 
 def remedy(root: Path) -> str:
-    """What makes ReasonSeg data of what lies in a folder; empty where that holds nothing known."""
+    """The command that turns a folder's content into ReasonSeg data; empty for unknown content."""
     if any(any(root.glob(pattern)) for pattern in _ANNOTATIONS):
         return f"lisa-train import {argument(root)} NEW makes it of the annotations there"
-    mixed = next((name for name in _MIXED if (root / name).is_dir()), None)
+    mixed = next((name for name in MIXED if (root / name).is_dir()), None)
     if mixed is None:
         return ""
     return f"{mixed} is trained on, not scored: put ReasonSeg beside it; {MAKES_DATA}"

@@ -57,7 +57,7 @@ def _start(module: str, function: str) -> None:
 
 
 def stranger(folder: str) -> str | None:
-    """What stands in for our folder on Python's path; None if it is ours."""
+    """The package that Python finds in place of our folder; None if it finds ours."""
     spec = find_spec(folder)
     if spec is None or spec.origin is None:
         return f"the package {folder!r} of lisa-preflight is gone, or lacks its __init__.py"
@@ -67,7 +67,7 @@ def stranger(folder: str) -> str | None:
 
 
 def _owners(folder: str) -> str:
-    """The installed packages that have such a folder, but for ours."""
+    """The other installed packages that have a folder of this name."""
     from importlib.metadata import packages_distributions
 
     names = set(packages_distributions().get(folder, [])) - {OURS.decode()}

@@ -213,7 +213,7 @@ def parse_table(data: bytes, where: str) -> Table:
 
 @contextmanager
 def _all_kept() -> Iterator[None]:
-    """No garbage collection inside; what was made there is never searched later either."""
+    """No garbage collection inside; the collector never searches these objects later either."""
     with not_collected():
         try:
             yield
@@ -226,7 +226,7 @@ def keep(row: TestedRow) -> None:
     try:
         append(row)
     except OSError as error:
-        tell(f"note: what was found is not kept in {user_table_path()}: {error.strerror or error}")
+        tell(f"note: the result was not saved in {user_table_path()}: {error.strerror or error}")
 
 
 def append(row: TestedRow, path: Path | None = None) -> Path:
@@ -275,7 +275,7 @@ def _ends_inside_a_line(handle: int) -> bool:
 
 
 def one_of_each(found: Iterable[T], plan_of: Callable[[T], Plan]) -> list[T]:
-    """The first thing of each `memory_key`: the others would say the same of every plan.
+    """The first of each `memory_key`: the others compare with every plan in the same way.
 
     A table may have a hundred thousand rows, and each is compared with hundreds of plans.
     """

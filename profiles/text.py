@@ -31,7 +31,7 @@ _BRIEF.maxstring = _BRIEF.maxother = 200
 
 
 def brief(value: object, letters: int = 60) -> str:
-    """`repr(value)` in so many letters at most, however long, deep or recursive the value is."""
+    """`repr(value)`, cut to a limit of letters, however long, deep or recursive the value is."""
     text = _BRIEF.repr(value)
     return text if len(text) <= letters else text[: letters - 3] + "..."
 
@@ -82,7 +82,7 @@ def is_text(name: str) -> bool:
 
 
 def operand(value: str | os.PathLike[str]) -> str:
-    """A path as a command may be given it: a leading dash would make it an option."""
+    """A path as a command's argument: one that begins with a dash would be taken for an option."""
     text = os.fspath(value)
     return f"./{text}" if text.startswith("-") else text
 

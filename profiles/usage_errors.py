@@ -14,7 +14,7 @@ from profiles.overrides import SHARDED, SHARDING
 from profiles.text import argument, brief
 from profiles.wrong_values import allowed
 
-LIKE = 0.75  # from which likeness on one word may be meant by another: plan is no slip of explain
+LIKE = 0.75  # how similar a typed word must be to be suggested: plan is no typing error of explain
 
 # What other trainers, and habits, call options of ours; and words given as a command.
 OTHER_OPTIONS = {
@@ -52,7 +52,7 @@ def in_own_words(context: Any) -> Iterator[None]:
 
 
 def _said(error: Any, context: Any, guess: bool) -> str:
-    """What is wrong; `guess`: with the option that is spelled nearly so."""
+    """What is wrong; `guess`: with the option that has a similar name."""
     message = error.format_message().rstrip(".")
     if isinstance(error, typer.BadParameter):
         name = _name(error.param)
@@ -97,7 +97,7 @@ def _meant(error: Any, context: Any) -> str:
 
 
 def _in_a_command(error: Any, context: Any) -> str:
-    """The commands below this one that take what is no option here; else ''."""
+    """The commands below this one that take an option which this one does not; else ''."""
     key = _key(error)
     found = []
     for name, command in getattr(context.command, "commands", {}).items():
@@ -120,7 +120,7 @@ def _name(param: Any) -> str:
 
 
 def _wrong_value(error: Any) -> str:
-    """What was got and what is allowed; a parser of ours has said it already."""
+    """What was got and what is allowed, unless our own parser's message already says it."""
     errors = getattr(error.__cause__, "errors", None)
     if errors is None:
         return str(error.message)

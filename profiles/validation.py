@@ -17,7 +17,7 @@ from profiles.wrong_values import BOUNDS, OUT_OF_BOUNDS, range_text, what_is_wro
 _BITS = {"nf4": "nf4", "int4": "nf4", "4bit": "nf4", "int8": "int8", "8bit": "int8"}
 _FLOATS = {"bf16": "bf16", "bfloat16": "bf16", "fp16": "fp16", "float16": "fp16", "fp32": "fp32",
            "float32": "fp32"}  # fmt: skip
-# What was meant by values of another setting, and by other trainers' names of values.
+# What was probably meant by a value of another setting, or by another trainer's name of a value.
 MEANT = {
     "quantization": {name: f"quantization={bits}" for name, bits in _BITS.items()}
     | {name: f"quantization=none --set dtype={dtype}" for name, dtype in _FLOATS.items()}
@@ -38,7 +38,7 @@ def all_findings(
     bad = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
     if bad:
         # Cross-field checks run only on a plan whose fields are valid: look at the rest alone.
-        # What follows from a bad size of the batch is no fault of its own.
+        # Errors that only follow from a bad batch size are left out.
         sizes = {"questions_per_picture", "effective_batch", "micro_batch", "processes"}
         unknown = bad | ({"accumulation"} if bad & sizes else set())
         rest = {key: value for key, value in data.items() if key not in unknown}

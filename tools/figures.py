@@ -10,71 +10,18 @@ import json
 import math
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import advice_figures
+import forecast_figures
 import model_figures
+from kept_rows import ROOT, rows
 
 from profiles.models import model_profile
 from profiles.plan import Plan
-from profiles.sizes import GIB
+from profiles.sizes import GIB, MIB
 
-ROOT = Path(__file__).resolve().parents[1]
 SAM_BYTES = CLIP_BYTES = 2  # of a cached feature's number: bf16
-LARGE = GIB  # bytes of a pool, above which errors are given in per cent
-WHOLE_CLOSE = 0.2  # percent off, up to which a whole-segments row is counted as met
-
-
-def rows(name: str) -> list[dict[str, Any]]:
-    """The kept rows of a benchmark."""
-    lines = (ROOT / "benchmarks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def off(row: dict[str, Any], tier: str) -> float:
-    """Percent by which a row of benchmarks/forecast.py is off; above zero is too much."""
-    return 100 * (float(row["forecast"][tier]) / float(row["measured"][tier]) - 1)
-
-
-def accuracy() -> str:
-    """docs/forecast.md: how far forecasts were off, and what became of plans at a border."""
-    found = rows("forecast_rows")
-    large = [row for row in found if row["measured"]["pool"] > LARGE]
-    plain = [row for row in large if not row["group"].startswith("compiled")]
-    compiled = [row for row in large if row["group"].startswith("compiled")]
-    unseen = [row for row in compiled if row["group"] != "compiled"]
-    drawn = [row for row in plain if row["group"].startswith("drawn")]
-    small = [row for row in found if row not in large]
-    worst = max(small, key=excess)
-
-    def most(chosen: list[dict[str, Any]], tier: str) -> float:
-        return max(abs(off(row, tier)) for row in chosen)
-
-    def of_expandable(chosen: list[dict[str, Any]], tier: str) -> float:
-        return most([row for row in chosen if row["segments"] == "expandable"], tier)
-
-    median = statistics.median(abs(off(row, "tensors")) for row in plain)
-    return (
-        f"The forecast was compared with {len(found)} configurations measured on an H100 and an "
-        f"H200. Of the {len(plain)} plain ones above\n1 GiB {len(drawn)} were drawn at random, and "
-        "half of these were set aside before anything was tuned. Tensors were off by\n"
-        f"{median:.2f} % (median) and {most(plain, 'tensors'):.1f} % (worst), the pool of plans "
-        f"with expandable segments by {of_expandable(plain, 'pool'):.1f} % at worst. For "
-        f"{len(compiled)} compiled\nplans tensors were off by {most(compiled, 'tensors'):.1f} % at "
-        f"worst, for the {len(unseen)} of them that no rule had seen by "
-        f"{most(unseen, 'tensors'):.2f} %;\ntheir pool, with expandable segments, by "
-        f"{of_expandable(compiled, 'pool'):.1f} %. {len(small)} plans of lisa-tiny are smaller: "
-        f"`{worst['name']}` took\n"
-        f"{excess(worst):.0f} MiB more than "
-        f"its {worst['forecast']['tensors'] / 2**20:.0f}, no other one more than "
-        f"{max(excess(row) for row in small if row is not worst):.0f} MiB more."
-    )
-
-
-def excess(row: dict[str, Any]) -> float:
-    """MiB of tensors that a row took beyond its forecast."""
-    return float(row["measured"]["tensors"] - row["forecast"]["tensors"]) / 2**20
 
 
 def answering() -> str:
@@ -85,7 +32,7 @@ def answering() -> str:
                  if (row["what"], row["code"]) == ("six tokens", "now"))  # fmt: skip
     return (
         f"A 7B in NF4 answers on a {row['card_gb']} GB card: "
-        f"it takes {row['peak_reserved_bytes'] / 2**30:.1f} GiB. A usual answer takes "
+        f"it takes {row['peak_reserved_bytes'] / GIB:.1f} GiB. A usual answer takes "
         f"{statistics.median(timed['seconds']):.1f} s on an H200"
     )
 
@@ -117,7 +64,7 @@ def shared() -> str:
         shape = f"{plan['micro_batch']} x {plan['questions_per_picture']}"
         lines.append(
             f"| {title} | {shape} | {m['samples_per_second']:.1f} | "
-            f"{m['peak_allocated_bytes'] / 2**30:.2f} |"
+            f"{m['peak_allocated_bytes'] / GIB:.2f} |"
         )
     others = [row for row in rows("shared") if row["kind"] == "liger"]
     lines += [
@@ -280,7 +227,7 @@ def reading() -> str:
     numbered = took["numbered pictures"]
     return (
         "Features are cached before the model loads, for all pictures that the plan will draw in "
-        f"any epoch:\n{(sam + clip) / 2**20:.1f} MiB a picture at 7B. Every process reads the "
+        f"any epoch:\n{(sam + clip) / MIB:.1f} MiB a picture at 7B. Every process reads the "
         f"annotations, which takes {outlined['seconds']:.0f} s of processor time for\n"
         f"{outlined['count']} pictures with seven polygons each, {dialogues['seconds']:.0f} s for "
         f"{dialogues['count']} dialogues and "
@@ -301,7 +248,7 @@ def importing() -> str:
         f"{large['cores']} cores that other work shared (load {large['load']:.1f} before it), and "
         f"{worked:.0f} s of\nprocessor time; the longest time without a line of progress was "
         f"{large['silent_seconds']:.0f} s, the largest process took "
-        f"{large['peak_bytes'] / 2**30:.1f} GiB\n(`python benchmarks/large_import.py`)."
+        f"{large['peak_bytes'] / GIB:.1f} GiB\n(`python benchmarks/large_import.py`)."
     )
 
 
@@ -327,70 +274,6 @@ def still_advised(row: dict[str, Any]) -> bool:
     """Whether a row of benchmarks/emulate.py ran what is advised for that card today."""
     plan = advice_figures.advised(row["size_gib"], row["model"]).plan
     return plan is not None and plan.content_hash == Plan.parse(row["plan"]).content_hash
-
-
-def explained() -> str:
-    """docs/forecast.md: the worst rows."""
-    large = [row for row in rows("forecast_rows") if row["measured"]["pool"] > 2**30]
-    plain = [row for row in large if not row["group"].startswith("compiled")]
-    plain_off, compiled_off = (
-        sorted(abs(off(row, "pool")) for row in found if row["segments"] == "whole")
-        for found in (plain, [row for row in large if row not in plain])
-    )
-    close, compiled_close = (sum(error < WHOLE_CLOSE for error in errors)
-                             for errors in (plain_off, compiled_off))  # fmt: skip
-    segments = [row for row in plain if row["segments"] == "expandable"]
-    worst = max(segments, key=lambda row: abs(off(row, "pool")))
-    host = sorted(rows("forecast_rows"), key=lambda row: off(row, "host"))
-    return (
-        '- **Plans without expandable segments** (`allocator=""`, "whole" above): one request in '
-        "another place may move their pool by\n  a block of hundreds of MiB. "
-        f"{close} of {len(plain_off)} plain rows are within {WHOLE_CLOSE} % in the pool, the worst "
-        f"is {plain_off[-1]:.1f} % off; of {len(compiled_off)}\n  compiled ones {compiled_close} "
-        f"are, and the worst is {compiled_off[-1]:.1f} % off.\n  Plans use "
-        "expandable segments by default. A plan without them is TIGHT, not FITS, if its pool with "
-        "a doubt added\n  would not fit.\n"
-        f"- **Plans with expandable segments**: the worst row is {abs(off(worst, 'pool')):.1f} % "
-        f"off, `{worst['name']}`, whose pool has "
-        f"{worst['measured']['pool'] / 2**20:.0f} MiB.\n"
-        f"- **Host memory**: the forecast is {-off(host[0], 'host'):.1f} % too low for "
-        f"`{host[0]['name']}` and {-off(host[1], 'host'):.1f} % for `{host[1]['name']}`. Why is "
-        "not known."
-    )
-
-
-def drawn() -> str:
-    """docs/forecast.md: how many rows were drawn, and which of them are missing."""
-    compared = {row["name"] for row in rows("forecast_rows")}
-    lattice = rows("lattice")
-    compiled = [row for row in lattice if row["settings"].get("compile")]
-    plain = [row for row in lattice if row not in compiled]
-    lisa = [row for row in plain if "vl" not in row["settings"]["model"]]
-    missing = [f"`{row['name']}`" for row in lattice if row["name"] not in compared]
-    aside = [row["name"] for row in compiled if row["held_out"]]
-    without = (
-        f" {' and '.join(missing)} are\nmissing: rows ran side by side, and these ran out of "
-        "memory because the whole card was full, not at a cap of their own."
-    )
-    return (
-        f"{len(lattice)} were drawn: {len(lisa)} plain ones of LISA, {len(plain) - len(lisa)} of "
-        f"Qwen3-VL, and {len(compiled)} compiled ones, of which the {len(aside)}\nfrom "
-        f"{aside[0]} on are *set aside*: they were drawn and forecast after the rule was last "
-        f"changed.{without if missing else ''}"
-    )
-
-
-def caching() -> str:
-    """docs/forecast.md: what building the feature caches takes."""
-    took = {row["encoder"]: row for row in rows("encoders") if row["model"] == "7b"}
-    sam, clip = took["mask"], took["vision"]
-    return (
-        "Before training, the feature caches are built. At 7B this takes "
-        f"{sam['peak_allocated_bytes'] / 2**30:.2f} GiB of tensors "
-        f"({sam['peak_reserved_bytes'] / 2**30:.2f} of the pool) for SAM and\n"
-        f"{clip['peak_allocated_bytes'] / 2**30:.2f} for CLIP (`benchmarks/encoders.py`). If a "
-        "card has no room for it, the verdict is OOM."
-    )
 
 
 def tiny() -> str:
@@ -425,7 +308,7 @@ def bf16_size() -> str:
     from trainer.convert.convert import needed_shapes
 
     count = sum(shape.numel() for shape in needed_shapes(model_profile("7b")).values())
-    return f"The folder takes the size of the model in bf16, {2 * count / 2**30:.1f} GiB at 7B."
+    return f"The folder takes the size of the model in bf16, {2 * count / GIB:.1f} GiB at 7B."
 
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
@@ -440,10 +323,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/speed.md": {"shared": shared, "looped": looped, "learnt": learnt, "masked": masked},
     "docs/forecast.md": {
-        "accuracy": accuracy,
-        "caching": caching,
-        "drawn": drawn,
-        "explained": explained,
+        "accuracy": forecast_figures.accuracy,
+        "caching": forecast_figures.caching,
+        "drawn": forecast_figures.drawn,
+        "explained": forecast_figures.explained,
     },
     "docs/recovery.md": {"saved": saved, "scaler": scaler},
     "docs/lisa-tiny.md": {"tiny": tiny, "making": pretraining},

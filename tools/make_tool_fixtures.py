@@ -115,6 +115,37 @@ def made(tool: str, package: str) -> Path:
     return folder
 
 
+def _region(kind: str, label: str, value: dict[str, Any]) -> dict[str, Any]:
+    """A labelled region as Label Studio's editor leaves it."""
+    name = {"polygonlabels": "outline", "brushlabels": "paint", "rectanglelabels": "box"}[kind]
+    # The editor asks the browser for the picture's size: that is the upright one.
+    return {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0,
+            "type": kind, "from_name": name, "to_name": "image", "origin": "manual",
+            "id": f"{label}-{len(json.dumps(value))}",
+            "value": value | {kind: [label]}}  # fmt: skip
+
+
+def _outline(label: str, corners: list[tuple[int, int]]) -> dict[str, Any]:
+    parts = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in corners]
+    return _region("polygonlabels", label, {"points": parts, "closed": True})
+
+
+def _task(number: int, name: str, result: list[dict[str, Any]]) -> dict[str, Any]:
+    upload = f"/data/upload/7/a1b2c3d{number}-{name.replace(' ', '_')}"
+    annotation = {"id": number, "completed_by": 1, "was_cancelled": False, "result": result,
+                  "created_at": "2026-01-01T00:00:00Z"}  # fmt: skip
+    return {"id": number, "annotations": [annotation] if result else [],
+            "data": {"image": upload}}  # fmt: skip
+
+
+def _write_tasks(source: Path, result: list[dict[str, Any]]) -> Path:
+    """The same regions on every picture, and a task without any."""
+    tasks = [_task(number, picture, result) for number, picture in enumerate(PICTURES, 1)]
+    tasks.append(_task(9, EMPTY, []))
+    source.write_text(json.dumps(tasks, ensure_ascii=False) + "\n", encoding="utf-8")
+    return source
+
+
 def make_label_studio() -> None:
     """Its editor's tasks, and what its converter makes of them: COCO, and COCO of what was painted.
 
@@ -130,35 +161,9 @@ def make_label_studio() -> None:
         '<BrushLabels name="paint" toName="image">{0}</BrushLabels></View>'
     ).format("".join(f'<Label value="{label}"/>' for label in LABELS))
 
-    def region(kind: str, label: str, value: dict[str, Any]) -> dict[str, Any]:
-        name = {"polygonlabels": "outline", "brushlabels": "paint", "rectanglelabels": "box"}[kind]
-        # The editor asks the browser for the picture's size: that is the upright one.
-        return {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0,
-                "type": kind, "from_name": name, "to_name": "image", "origin": "manual",
-                "id": f"{label}-{len(json.dumps(value))}",
-                "value": value | {kind: [label]}}  # fmt: skip
-
-    def outline(label: str, corners: list[tuple[int, int]]) -> dict[str, Any]:
-        parts = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in corners]
-        return region("polygonlabels", label, {"points": parts, "closed": True})
-
     def paint(label: str, mask: Mask) -> dict[str, Any]:
         rle = brush.mask2rle(mask.astype(np.uint8) * 255)
-        return region("brushlabels", label, {"format": "rle", "rle": rle})
-
-    def task(number: int, name: str, result: list[dict[str, Any]]) -> dict[str, Any]:
-        upload = f"/data/upload/7/a1b2c3d{number}-{name.replace(' ', '_')}"
-        annotation = {"id": number, "completed_by": 1, "was_cancelled": False, "result": result,
-                      "created_at": "2026-01-01T00:00:00Z"}  # fmt: skip
-        return {"id": number, "annotations": [annotation] if result else [],
-                "data": {"image": upload}}  # fmt: skip
-
-    def write(name: str, result: list[dict[str, Any]]) -> Path:
-        tasks = [task(number, picture, result) for number, picture in enumerate(PICTURES, 1)]
-        tasks.append(task(9, EMPTY, []))
-        source = folder / name
-        source.write_text(json.dumps(tasks, ensure_ascii=False) + "\n", encoding="utf-8")
-        return source
+        return _region("brushlabels", label, {"format": "rle", "rle": rle})
 
     masks = truth()
     left, top, right, bottom = BOX
@@ -169,14 +174,16 @@ def make_label_studio() -> None:
         "height": 100 * (bottom - top) / HEIGHT,
         "rotation": 0,
     }
-    outlined = [outline("tea_cup", CUP), *(outline("eyes", part) for part in EYES)]
+    outlined = [_outline("tea_cup", CUP), *(_outline("eyes", part) for part in EYES)]
     painted = [paint(label, masks[label]) for label in ("ring", "面 包", "eyes")]
-    tasks = write("tasks.json", outlined + painted)
-    boxed = write("boxed.json", [*outlined, region("rectanglelabels", "eyes", box)])
+    tasks = _write_tasks(folder / "tasks.json", outlined + painted)
+    boxed = _write_tasks(
+        folder / "boxed.json", [*outlined, _region("rectanglelabels", "eyes", box)]
+    )
     uploads = folder / "upload" / "7"
     uploads.mkdir(parents=True, exist_ok=True)
     for number, name in [*enumerate(PICTURES, 1), (9, EMPTY)]:
-        upload = uploads / Path(task(number, name, [])["data"]["image"]).name
+        upload = uploads / Path(_task(number, name, [])["data"]["image"]).name
         upload.write_bytes((MADE / "pictures" / name).read_bytes())
     converter = Converter(config, str(folder), upload_dir=str(folder / "upload"))
     converter.convert(str(tasks), str(folder / "coco"), "COCO", is_dir=False)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from kept_rows import rows
 
 from profiles.models import model_profile
+from profiles.sizes import GIB, MIB
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZES = ("qwen3-vl-2b", "qwen3-vl-4b", "qwen3-vl-8b")
-
-
-def _rows(name: str) -> list[dict[str, Any]]:
-    lines = (ROOT / "benchmarks" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def measured() -> str:
     """What Qwen3-VL with SAM 2 took, and how fast it trained."""
     lines = ["| configuration | card | text tokens | allocated | pool | questions/s (MFU) |",
              "|---|---|---|---|---|---|"]  # fmt: skip
-    for row in _rows("lean"):
+    for row in rows("lean"):
         if not row["name"].startswith("qwen-"):
             continue
         m = row["measurement"]
-        size, pool = (m[f"peak_{name}_bytes"] / 2**30 for name in ("allocated", "reserved"))
+        size, pool = (m[f"peak_{name}_bytes"] / GIB for name in ("allocated", "reserved"))
         speed = m["samples_per_second"]
         shown = f"{speed:.1f} ({m['model_flops_utilisation']:.0%})" if speed else ""
         title = row["title"].replace(" 1 questions", " 1 question")
@@ -40,9 +33,9 @@ def measured() -> str:
 
 def beside_lisa() -> str:
     """docs/models.md: Qwen3-VL-4B's memory beside that of LISA's 7B, set alike."""
-    took = {row["name"]: row["measurement"] for row in _rows("lean")}
+    took = {row["name"]: row["measurement"] for row in rows("lean")}
     small, large = took["qwen-4b-host"], took["7b-b1-host"]
-    sizes = [f"{row['peak_allocated_bytes'] / 2**30:.1f}" for row in (small, large)]
+    sizes = [f"{row['peak_allocated_bytes'] / GIB:.1f}" for row in (small, large)]
     tokens = [model_profile(row["plan"]["model"]).most_image_tokens for row in (small, large)]
     return (
         f"Qwen3-VL-4B trains in {sizes[0]} GiB where LISA's 7B takes {sizes[1]} (NF4, "
@@ -55,24 +48,21 @@ def caches() -> str:
     """What the features of a picture take, and what making them takes."""
     lines = ["| model | encoder | features | pool while they are made | time a picture |",
              "|---|---|---|---|---|"]  # fmt: skip
-    for row in _rows("encoders"):
+    for row in rows("encoders"):
         lines.append(
-            f"| `{row['model']}` | {row['encoder']} | {row['cached_bytes'] / 2**20:.0f} MiB | "
-            f"{row['peak_reserved_bytes'] / 2**30:.2f} GiB | {1000 * row['seconds']:.0f} ms |"
+            f"| `{row['model']}` | {row['encoder']} | {row['cached_bytes'] / MIB:.0f} MiB | "
+            f"{row['peak_reserved_bytes'] / GIB:.2f} GiB | {1000 * row['seconds']:.0f} ms |"
         )
     return "\n".join(lines)
 
 
 def forecasts() -> str:
     """How far forecasts were off on the drawn rows of Qwen3-VL."""
-    drawn = [
-        json.loads(line)
-        for line in (ROOT / "benchmarks" / "lattice.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    drawn = rows("lattice")
     qwen = model_profile("qwen3-vl-4b").family
     ours = {row["name"]: row["held_out"] for row in drawn
             if model_profile(row["settings"]["model"]).family == qwen}  # fmt: skip
-    found = [row for row in _rows("forecast_rows") if row["name"] in ours]
+    found = [row for row in rows("forecast_rows") if row["name"] in ours]
     worst = {}
     for tier in ("tensors", "pool", "host"):
         off = [100 * (row["forecast"][tier] / row["measured"][tier] - 1) for row in found]
@@ -91,7 +81,7 @@ def sizes() -> str:
     taken = []
     for name in SIZES:
         profile = model_profile(name)
-        total = sum(facts.cached_bytes for facts in profile.encoders.values()) / 2**20
+        total = sum(facts.cached_bytes for facts in profile.encoders.values()) / MIB
         taken.append(f"{total:.0f} MiB at {name.rpartition('-')[2].upper()}")
     return (
         "A picture of the default limit takes "

@@ -17,13 +17,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from figures import PAGES, rows
+from figures import PAGES
+from kept_rows import rows
 
 from advisor.report.glossary import PARTS
 from advisor.report.screen_words import PLAN_WORDS, ROWS, SCORE_WORDS, VERDICTS
 from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
+from profiles.sizes import GIB
 from profiles.text import counted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,7 +151,7 @@ def measured_table() -> str:
     lines = ["| | peak | questions/s there | fits a card of |", "|---|---|---|---|"]
     for name, title in SHOWN.items():
         measurement, card = records[name]["measurement"], records[name]["card_gb"]
-        peak = measurement["peak_allocated_bytes"] / 2**30
+        peak = measurement["peak_allocated_bytes"] / GIB
         speed = measurement["samples_per_second"]
         shown = "not timed" if speed is None else f"{speed:.0f}"
         lines.append(f"| {title} | {peak:.1f} | {shown} | {card} GB |")
@@ -174,14 +176,14 @@ def advised_text() -> str:
     from advisor.preflight import advise
 
     def advised(prefer: Preference) -> str:
-        target = Target(vram_bytes=8 * 2**30)
+        target = Target(vram_bytes=8 * GIB)
         advice = advise(Machine(), "7b", (), target, prefer=prefer)
         plan, needs, speed = advice.plan, advice.needs, advice.speed
         if plan is None or needs is None or speed is None:
             raise ValueError(f"no advice for 8 GiB: {advice.summary}")
         storage = plan.dtype if plan.quantization == "none" else plan.quantization
         hosted = f", {plan.host_layers} layers in host memory" if plan.host_layers else ""
-        size, rate = needs.bytes / 2**30, speed.samples_per_second
+        size, rate = needs.bytes / GIB, speed.samples_per_second
         compiled = ", compiled" if plan.compile else ""
         return (
             f"{storage}{hosted}{compiled}, {counted(plan.micro_batch, 'picture')} of up to "

@@ -1,6 +1,6 @@
 """An adapter on disk, as PEFT keeps it: what `lisa-train export` writes, and what others trained.
 
-All that was trained of the model that PEFT wraps is in `adapter_model.safetensors`: LoRA's factors,
+`adapter_model.safetensors` holds everything trained in the model that PEFT wraps: LoRA's factors,
 the new tokens' rows (PEFT's trainable tokens), and parts trained whole (PEFT's modules to save).
 """
 
@@ -27,7 +27,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's n
 def write(
     folder: Path, plan: Plan, lora: Lora, trained: Mapping[str, Tensor], new_ids: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Write PEFT's two files; returns the trained tensors that are not of the model it wraps."""
+    """Write PEFT's two files; returns the trained tensors outside the model that PEFT wraps."""
     from trainer.model.adapters import peft_config
 
     model = family_of(plan.profile).model

@@ -96,7 +96,7 @@ def _force_all(folder: Path) -> None:
 
 
 def _all_in(folder: Path) -> Iterator[Path]:
-    """As `rglob`, which lists a folder of a million files before it returns the first."""
+    """Like `rglob`, but lazy: rglob lists a folder of a million files before its first result."""
     with os.scandir(folder) as entries:
         for entry in entries:
             yield folder / entry.name
@@ -108,7 +108,8 @@ def _all_in(folder: Path) -> Iterator[Path]:
 def forced_meanwhile() -> Iterator[None]:
     """Force files to disk every few seconds while many are written, beside the work.
 
-    Left alone, Linux begins after half a minute, and at the end all of the last half waits.
+    By itself Linux starts to write after half a minute, and the last half minute's files would all
+    have to be waited for at the end.
     """
     ended = Event()
 

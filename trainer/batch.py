@@ -22,8 +22,8 @@ from trainer.ignored import IGNORE_LABEL
 class Batch:
     """Right-padded samples. Each encoder's tensors are its features where cached, else pixels.
 
-    Places are (sample, position) pairs. They are found on the CPU, so that no step has to wait for
-    the GPU to learn how many there are.
+    Places are (sample, position) pairs. The CPU finds them, so that no step has to wait for the GPU
+    to count them.
     """
 
     input_ids: Tensor  # [B, T] int64, each image as N image tokens
@@ -49,7 +49,7 @@ class Batch:
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which copies to a GPU run beside its work."""
+        """The batch in pinned memory, from which copies to a GPU overlap with its work."""
         return self.each(Tensor.pin_memory)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -96,7 +96,7 @@ class Encoded:
         return [bisect_right(self.starts, place) for place in range(len(self.input_ids))]
 
     def places(self) -> list[int]:
-        """The place of each token in a row of its question alone."""
+        """The position that each token would have in a row of its question alone."""
         if not self.starts:
             return list(range(len(self.input_ids)))
         prefix, ends = self.starts[0], (*self.starts[1:], len(self.input_ids))
@@ -107,8 +107,8 @@ class Encoded:
 def sharing_prefix(rows: Sequence[Encoded]) -> Encoded:
     """Rows of single questions about one picture as one row with one prefix.
 
-    Each was tokenised by itself, so no question's tokens change. The prefix is the longest that
-    all share, but for what predicts an answer: that is in the question's block.
+    Each row was tokenised by itself, so no question's tokens change. The prefix is the longest that
+    all share, without any token that predicts an answer: these belong to the question's block.
     """
     if len(rows) == 1:
         return rows[0]

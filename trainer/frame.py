@@ -68,7 +68,7 @@ class Frame:
 def normalised(
     image: NDArray[np.uint8 | np.float32], mean: NDArray[np.float32], std: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """(image [H, W, 3] - mean) / std, a row at a time: numpy takes longer for three values each."""
+    """(image [H, W, 3] - mean) / std, row by row: numpy is slow if the last axis has 3 values."""
     rows, width = image.reshape(len(image), -1), image.shape[1]
     values = np.subtract(rows, np.tile(mean, width), dtype=np.float32)
     values /= np.tile(std, width)
@@ -82,6 +82,6 @@ def inner_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def middle(image: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """[H, W, 3] with what is over `longest` pixels cut off on both sides."""
+    """[H, W, 3] cut to at most `longest` pixels a side, equally at both ends."""
     top, left = (max(0, length - longest) // 2 for length in image.shape[:2])
     return np.ascontiguousarray(image[top:, left:][:longest, :longest])

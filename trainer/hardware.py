@@ -60,7 +60,7 @@ def peaks() -> dict[str, int]:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """What this process has taken: of the card the pool's peak, without a card of the host."""
+    """Peak bytes of this process: of the pool on a card, or of host memory without a card."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     import psutil

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def during(phase: str) -> Iterator[None]:
-    """Note on a passing error what the run was doing; the innermost note comes first."""
+    """Add what the run was doing to an error that passes; the innermost note comes first."""
     try:
         yield
     except Exception as error:

@@ -85,9 +85,9 @@ def clear_leftover_variables() -> None:
 
 
 def must_be_alone(what: str) -> None:
-    """End with exit code 2 where a launcher started several processes for what one does.
+    """End with exit code 2 if a launcher started several processes for a single-process command.
 
-    Each would do the whole of it, and write the same files.
+    Each would do all the work, and write the same files.
     """
     from trainer.parallel.launch import is_launched, is_main
 
@@ -134,11 +134,11 @@ def _import_torch() -> None:
 
 
 def import_libraries() -> None:
-    """Import what a model needs: three seconds, a third less than with the two things left out.
+    """Import what a model needs, in three seconds: two shortcuts save a third.
 
-    They make a million objects, which stay: no search for garbage looks at them, now or later. And
-    bitsandbytes would prepare four functions for torch's compiler, which takes 500 modules more;
-    they stand in where a kernel is missing, and do that without it, too.
+    The imports make a million objects that stay, so the garbage collector skips them now and later.
+    And bitsandbytes may not prepare four fallback functions for torch's compiler, which would load
+    500 more modules; they work without it, too.
     """
     if sys.flags.optimize > 1:
         raise ValueError(

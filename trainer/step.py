@@ -79,7 +79,7 @@ def training_step(
 
     Every loss is divided by the totals of the whole effective batch over all processes, so the
     update depends on neither micro-batch nor process count. `read` waits for all work of the group
-    and returns the numbers of a tensor; nothing has changed if it, or a NotFinite, is raised.
+    and returns the numbers of a tensor. If `read` or NotFinite is raised, no parameter has changed.
     """
     totals = total_of(batches, accelerator)
     sums = accumulate(model, batches, totals, accelerator)
@@ -92,7 +92,7 @@ def training_step(
         names = ", ".join(name for batch in batches for name in batch.names)
         raise NotFinite(f"the {bad} is not finite; samples of this step: {names}")
     # Clipping by a norm that is not finite has made the finite gradients zero. The scaler skips
-    # that update, and the check could see nothing in it.
+    # that update, and the gradient check would find nothing in it.
     if check is not None and not check.done and isfinite(size):
         check(masks=totals.masks > 0)
     with during(UPDATING):
@@ -106,8 +106,8 @@ def training_step(
     )
 
 
-# All computing is in the parts below. A rehearsal without a GPU, which cannot read any number, runs
-# them one after the other in the same way.
+# All computation is in the functions below. A rehearsal without a GPU cannot read any number, so it
+# calls them one by one in the same order.
 
 
 def total_of(batches: Sequence[Batch], accelerator: Accelerator) -> Totals:

@@ -17,10 +17,10 @@ _NUMBER = re.compile(r"\(os error (\d+)\)")
 def save_file(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """As safetensors' own, but with the rights of any new file: its own only the owner may read.
+    """Write as safetensors does, but with the usual rights of a new file, not only the owner's.
 
     On a shared machine others use models and caches too, unless the umask forbids it. Raises
-    OSError if the system refused, of which safetensors tells in its text alone.
+    OSError if the system refused to write, which safetensors reports only in its message.
     """
     path.touch()
     rights = path.stat().st_mode  # the umask is the whole process's: a thread cannot look it up

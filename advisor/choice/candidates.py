@@ -1,8 +1,8 @@
 """The lattice of plans, and the order in which levers are pulled.
 
-A family of plans shares the storage of the base weights, compilation, the place of the embeddings
-and the micro-batch. Inside it one thing is traded for memory, in order: recomputing decoder
-layers, then keeping them in host memory. The effective batch is the same everywhere.
+The plans of a family share the storage of the base weights, compilation, the place of the
+embeddings and the micro-batch. They differ in how many decoder layers they recompute, and then in
+how many they keep in host memory. All have the same effective batch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def families(base: Plan, pinned: Iterable[str]) -> Sequence[Family]:
     return _families(base, frozenset(pinned))
 
 
-@lru_cache(8)  # another card, or another preference, has the same plans
+@lru_cache(8)  # the plans are the same for every card and preference
 def _families(base: Plan, pinned: frozenset[str]) -> Sequence[Family]:
     return tuple(_made(base, pinned))
 

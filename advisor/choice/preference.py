@@ -31,7 +31,7 @@ def preferred(prefer: Preference, candidate: Candidate, fastest: float) -> tuple
     affordable = precision if speed >= AFFORDABLE * fastest else 0
     pace = floor(log(speed) / log(SAME_PACE))
     spare = -candidate.needs.bytes
-    # What is equal otherwise stays on the card.
+    # Among equal plans, one that keeps the embeddings on the card, then the one with more to spare.
     last = -plan.host_embeddings, spare
     orders: dict[Preference, tuple[float, ...]] = {
         "usual": (on_card, affordable, pace, *last),
@@ -43,7 +43,7 @@ def preferred(prefer: Preference, candidate: Candidate, fastest: float) -> tuple
 
 
 def behind(speed: float, fastest: float) -> str:
-    """How far a plan is behind the fastest, where that is more than better storage may cost."""
+    """How much slower than the fastest a plan is; empty where better storage is worth that."""
     return (
         ""
         if speed >= AFFORDABLE * fastest
@@ -52,7 +52,7 @@ def behind(speed: float, fastest: float) -> str:
 
 
 def fastest_of(candidates: Iterable[Candidate]) -> float:
-    """The speed that precision is weighed against: the fastest, on the card where any plan is."""
+    """The speed that precision is weighed against: the fastest, without host layers if possible."""
     everyone = list(candidates)
     on_card = [one for one in everyone if not one.plan.host_layers]
     return max((one.speed.samples_per_second for one in on_card or everyone), default=0.0)

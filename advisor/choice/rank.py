@@ -51,9 +51,9 @@ def choose(
     limits: Limits,
     best_alone: bool = False,
 ) -> Choice | None:
-    """The preferred plan of `families`, and the plans around it unless it is asked for alone.
+    """The preferred plan of `families` and, unless `best_alone`, the plans around it.
 
-    None where no plan can be weighed.
+    None if no plan can be weighed.
     """
     judged = list(chain.from_iterable(_largest(one, scales, limits) for one in families))
     if not judged:
@@ -93,7 +93,7 @@ def verdict_of(
 
 
 def _lacking(candidate: Candidate, budget: Budget) -> tuple[int, int]:
-    """Bytes that card and host lack for it, then what it takes of the card."""
+    """Bytes that card and host lack for the candidate, then the bytes that it takes of the card."""
     needs = candidate.needs.bytes
     lacking = max(0, needs - budget.usable.bytes)
     if budget.host is not None:
@@ -146,7 +146,7 @@ def _weighed(plan: Plan, needs: Bytes, host: int, scales: Scales, limits: Limits
 
 
 def _considered(judged: Iterable[Candidate], best: Candidate, rank: Rank) -> tuple[Candidate, ...]:
-    """The chosen one, then the best few of every storage, with why each was not."""
+    """The chosen plan, then the best few of every storage, each with why it was not chosen."""
 
     def standing(candidate: Candidate) -> tuple[bool, tuple[float, ...]]:
         return candidate.verdict == "FITS", rank(candidate)
@@ -173,7 +173,7 @@ def _ladder(
     scales: Scales,
     limits: Limits,
 ) -> tuple[Candidate, ...]:
-    """Plans to fall back on, each smaller than the one before: the best of what is small enough."""
+    """Plans to fall back on: each is the best of those clearly smaller than the one before."""
     alone, most = Limits(limits.budget), RUNG_SHARE * best.needs.bytes
     plans = (
         family.at(step)
@@ -207,7 +207,7 @@ def _better(
     scales: Scales,
     limits: Limits,
 ) -> Candidate | None:
-    """The smallest plan that is worth a larger card; nothing else than the card is too small."""
+    """The smallest plan that is worth a larger card, where only the card is too small for it."""
 
     def is_worth(candidate: Candidate) -> bool:
         fastest = fastest_of([candidate, best])

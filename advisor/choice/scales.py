@@ -22,7 +22,7 @@ from profiles.plan import Plan
 from profiles.preferences import Preference
 from profiles.tested import TestedRow, one_of_each
 
-# How the source of such a figure begins; others are of the very plan.
+# A source that begins so is of an interpolated figure; other figures are of the plan itself.
 INTERPOLATED = "interpolated"
 CACHING = "building the feature cache takes"
 Held: TypeAlias = list[tuple[int, TestedRow]]  # rows, and what each counts for in bytes
@@ -78,7 +78,7 @@ def scales_for(setting: Setting, text: int, correction: float | None) -> Scales:
 
 
 def counted_by(by: str) -> str:
-    """What a figure's source says of the tokenizer that its text was counted with."""
+    """Words for a figure's source: which tokenizer counted the text; empty where none is named."""
     return f", text counted by {by}" if by else ""
 
 
@@ -91,7 +91,8 @@ def _needs(
 ) -> tuple[Bytes, int] | None:
     """The pool and the host memory of `plan` at most: by forecast, or by a row that took less.
 
-    Beyond the grid it is `correction` times a first guess; with None such plans are not weighed.
+    Beyond the grid the figure is `correction` times a first guess. With `correction` None, plans
+    beyond the grid are not weighed.
     """
     seen = plan.with_pictures_of(setting.image_tokens)
     found = estimate(seen, text)
@@ -121,7 +122,7 @@ def _needs(
 
 
 def _counts_for(row: TestedRow, here: str) -> int:
-    """What the row counts for in bytes: more under another torch than `here`, major.minor."""
+    """The row's bytes, raised if it was measured with another torch than `here` (major.minor)."""
     took, torch = row.needed_bytes or 0, _minor(row.versions.get("torch", ""))
     return round(OTHER_VERSIONS * took) if torch and torch != here else took
 
@@ -143,7 +144,7 @@ def _speed(setting: Setting, text: int, plan: Plan) -> Speed:
 
 
 def lasting_bytes(guess: Estimate, seen: Plan) -> int:
-    """What no correction changes: smaller pictures make activations smaller, not weights."""
+    """Bytes that no correction changes: smaller pictures make activations smaller, not weights."""
     return guess.frozen_bytes + guess.trained_bytes if shrinks_pictures(seen) else 0
 
 

@@ -1,8 +1,8 @@
 """From a base plan and a card to the best plan: by the shipped grid, or with live forecasts.
 
-The grid answers at once for the usual settings. Where it does not reach (other adapters, trained
-parts, longer texts) the plan that it would choose is forecast, the figures are corrected, and the
-choice is made again until it stays the same.
+The grid answers at once for the usual settings. Beyond it (other adapters or trained parts, longer
+texts) a first guess chooses a plan, a forecast of that plan corrects the guess, and the choice is
+repeated until it stays the same.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CARD_SIZES_GIB = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141
 
 @dataclass(frozen=True)
 class Found:
-    """The choice, how it was weighed, and the forecast of the very plan if one was made."""
+    """The choice, how it was weighed, and the forecast of the chosen plan if one was made."""
 
     choice: Choice
     scales: Scales
@@ -101,9 +101,9 @@ def search(base: Plan, pinned: set[str], setting: Setting) -> Found | str:
 
 
 def _as_pictures_have(base: Plan, pinned: set[str], questions: int | None) -> Plan:
-    """`base` with no more questions a picture than these have, where the user set no number.
+    """`base` with at most as many questions a picture as the data's have, unless the user set it.
 
-    Rows of several may be shared out unevenly: where fewer could not, the plan keeps its own.
+    The plan keeps its own number if the processes could not share the batch with fewer.
     """
     if questions is None or "questions_per_picture" in pinned:
         return base
@@ -116,7 +116,7 @@ def _as_pictures_have(base: Plan, pinned: set[str], questions: int | None) -> Pl
 def _forecast_until_it_stands(
     base: Plan, pinned: set[str], setting: Setting, text: int, correction: float
 ) -> Found | str:
-    """The choice by figures that forecasts correct; if the last one does not fit, one that did."""
+    """Choose, forecast and correct by turns; if the last choice does not fit, one that did."""
     assert setting.live is not None
     fitting = found = None
     for _ in range(LIVE_TRIALS):
@@ -139,12 +139,12 @@ def _forecast_until_it_stands(
 
 
 def _corrected(plan: Plan, needs: int, setting: Setting, text: int, before: float) -> float:
-    """The correction with which the first guess at a plan is what a forecast says it needs."""
+    """The factor that makes the first guess at a plan equal to its forecast."""
     return correction_of(plan.with_pictures_of(setting.image_tokens), needs, text, before)
 
 
 def correction_of(seen: Plan, needs: int, text: int, before: float = 1.0) -> float:
-    """As `_corrected`, of a plan with the pictures that it sees; `before` beyond every corner."""
+    """As `_corrected`, for a plan with the data's pictures; `before` if the grid has no guess."""
     guess = _guess(seen, text)
     if guess is None:
         return before
@@ -165,9 +165,9 @@ def _in_grid(base: Plan, text: int, setting: Setting) -> bool:
 
 
 def _exactly(found: Found, setting: Setting) -> Found:
-    """The choice with the forecast of its very plan, instead of one between the grid's corners.
+    """The choice with a forecast of the chosen plan, instead of one between the grid's corners.
 
-    What a tested row measured stays the plan's figure.
+    A figure that a tested row measured stays.
     """
     best = found.choice.best
     if setting.live is None:
@@ -186,7 +186,7 @@ def _exactly(found: Found, setting: Setting) -> Found:
 
 
 def basis_text(needs: Bytes) -> str:
-    """What a plan's figure is: its basis, and whether a forecast is interpolated between others."""
+    """A figure's basis in words; a forecast may be interpolated between others."""
     return INTERPOLATED if needs.source.startswith(INTERPOLATED) else needs.basis
 
 
@@ -202,7 +202,7 @@ def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | Non
 
 
 def smallest_card_gib(needed_bytes: int) -> int | None:
-    """The smallest usual card, in GiB, that has so much usable memory."""
+    """The smallest usual card, in GiB, with at least that much usable memory."""
     for size in CARD_SIZES_GIB:
         budget = budget_of(what_if_gpu(size * GIB), Machine(), WHAT_IF_HOST_BYTES)
         if budget is not None and needed_bytes <= budget.usable.bytes:
@@ -224,7 +224,7 @@ def smallest_cards_text(models: Iterable[str]) -> str:
 
 
 def _least_needed(base: Plan) -> tuple[int, Plan] | None:
-    """The smallest plan and its bytes of the card, in a machine of the usual host memory."""
+    """The smallest plan and its bytes on the card, in a machine with the usual host memory."""
     budget = budget_of(what_if_gpu(GIB), Machine(), WHAT_IF_HOST_BYTES)
     needs = [
         (found.pool_bytes, plan)
@@ -270,7 +270,7 @@ def _refuting(setting: Setting, text: int) -> list[TestedRow]:
 
 
 def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
-    """Questions a second with several in a row, over those with one in each row."""
+    """Questions a second with several in a row, divided by those with one in each row."""
     questions, prefix = plan.questions_per_picture, min(PREFIX_TOKENS, text // 2)
     alone = plan.model_copy(update={"questions_per_picture": 1})
     share = prefix + (text - prefix) // questions  # a question's own part of the longest row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -22,11 +23,11 @@ from advisor.cli.options import (
     explained_names,
     is_plan,
     memory_size,
-    must_be_positive,
     must_be_writable,
 )
 from profiles.command_line import Recipe, Version
 from profiles.exits import fail
+from profiles.numbers import parse_count, parse_hours, parse_price, typed
 from profiles.overrides import given_settings
 from profiles.recipe import with_recipe
 from profiles.shared_options import (
@@ -44,11 +45,12 @@ if TYPE_CHECKING:
     from profiles.measurement import DataCounts
 
 VAL_SHARE = 0.1  # of pictures, as lisa-train import has it
+two_or_more = typed(partial(parse_count, least=2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskedOptions:
-    """What advice is asked for, in the order of the help: of `lisa-advise` and its `report`."""
+    """Options that `lisa-advise` and its `report` share, in the order of the help."""
 
     panels: ClassVar[Mapping[str, str]] = {
         "recipe": "Plan", "gpus": "Machine", "skip_broken": "Data, time and cost",
@@ -72,22 +74,33 @@ class AskedOptions:
     pictures: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=2, help="Without --data-dir: for N pictures, a tenth to validate on."
+            metavar="N",
+            parser=two_or_more,
+            help="Without --data-dir: for N pictures, a tenth to validate on.",
         ),
     ] = None
     questions: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="With --pictures: questions about them.  [N]"),
+        typer.Option(
+            metavar="N", parser=two_or_more, help="With --pictures: questions about them.  [N]"
+        ),
     ] = None
     epochs: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Passes over the data.  [10]")
     ] = None
     hours: Annotated[
-        float | None, typer.Option(metavar="H", help="Say how many epochs fit into H hours.")
+        float | None,
+        typer.Option(
+            metavar="H", parser=typed(parse_hours), help="Say how many epochs fit into H hours."
+        ),
     ] = None
     price: Annotated[
         float | None,
-        typer.Option(metavar="P", help="Say what the training costs at P an hour for all cards."),
+        typer.Option(
+            metavar="P",
+            parser=typed(parse_price),
+            help="Say what the training costs at P an hour for all cards.",
+        ),
     ] = None
 
     def assignments(self) -> list[str]:
@@ -104,7 +117,7 @@ class AskedOptions:
         return with_recipe(self.recipe, given, self.model)
 
     def size(self) -> DataCounts | None:
-        """How much there is to train on, if it was given: a tenth validates, as import has it."""
+        """How much there is to train on, if given: a tenth validates, as in `lisa-train import`."""
         from profiles.measurement import DataCounts
 
         if self.pictures is None:
@@ -123,8 +136,6 @@ class AskedOptions:
             fail("--pictures: --data-dir counts the pictures; give one of the two")
         if self.questions is not None and self.questions < (self.pictures or self.questions + 1):
             fail("--questions: give --pictures N too, of which each has one question or more")
-        for name, value in (("--hours", self.hours), ("--price", self.price)):
-            must_be_positive(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +180,7 @@ class AdviseOptions(AskedOptions):
     svg: Annotated[Path | None, typer.Option(metavar="FILE", hidden=True)] = None
 
     def check(self) -> None:
-        """End with exit code 2, as of those that are asked for."""
+        """End with exit code 2 for contradictions, also among this command's own options."""
         super().check()
         named = self.vram or self.gpu
         if self.emulate_vram is not None and named:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def advised(
     options: AskedOptions, exact: bool, emulated: int | None = None
 ) -> tuple[Advice, LiveForecasts]:
-    """The advice for the card that is named or here, and what forecasts plans there.
+    """The advice, and what forecasts plans for its card.
 
-    Or for one of `emulated` bytes. Ends with an exit code where options contradict each other, or
-    the settings, the data or a forecast fail.
+    The card is the one that the options name, one of `emulated` bytes, or this machine's. Ends with
+    an exit code if options contradict each other, or the settings, the data or a forecast fail.
     """
     from advisor.machine.evidence import Evidence
     from advisor.machine.probe import probe

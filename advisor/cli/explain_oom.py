@@ -16,7 +16,7 @@ from profiles.exits import fail
 from profiles.streams import say, tell
 
 ENDS = 2 << 20  # bytes that are read from either end of a log
-MESSAGE_WORDS = 4  # from so many on a text is no file's name, whatever is in it
+MESSAGE_WORDS = 4  # words: a text with so many is not a file's name, whatever is in it
 _NAMES_A_FILE = re.compile(r"[\\/]|\.[A-Za-z]\w{0,4}$")  # a folder's name, or an ending
 
 
@@ -65,9 +65,9 @@ def _given(source: str) -> tuple[bytes, bytes]:
 
 
 def _is_message(text: str) -> bool:
-    """Whether a text that may be no file is a message: many words, or words that name no file.
+    """Whether a text is a message, not a file's name: many words, or words that name no file.
 
-    A single word is one only if it says something, such as "Killed": else it is a file's name.
+    A single word is a message only if it is a known one, such as "Killed".
     """
     from advisor.oom.explain import explain
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import typer
 
 from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
+from profiles.numbers import typed
 from profiles.own_files import is_marked, refuse_others
 from profiles.preferences import Preference
 from profiles.shared_options import Text
@@ -28,11 +28,8 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def memory_size(text: str) -> int:
-    """Bytes of some memory. Says how a plain number is read. Raises typer.BadParameter."""
-    try:
-        size = parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    """Bytes from a size; notes how a plain number was read. Raises typer.BadParameter."""
+    size = typed(parse_size)(text)
     if not text.strip()[-1].isalpha():
         tell(f"note: {text.strip()} is read as {size / GIB:g} GiB")
     return size
@@ -148,10 +145,10 @@ def named_card(
 def group_settings(
     gpus: int | None, nodes: int | None, target: Target | None, settings: list[str]
 ) -> list[str]:
-    """The settings of a plan for so many cards and machines, beside those given; none for one card.
+    """The settings that --gpus and --nodes add to those given; none for one card.
 
-    Says how many cards it takes a machine to have where none are named. Ends with exit code 2 where
-    --gpus and the named cards differ.
+    Notes how many cards a machine is assumed to have if no number is given. Ends with exit code 2
+    if --gpus and --gpu name different numbers of cards.
     """
     from profiles.overrides import assigned
 
@@ -192,12 +189,6 @@ def must_be_data(folder: Path | None, skip_broken: str | None) -> None:
         fail(str(error) if skip_broken is not None else f"{VARIABLE}: {error}")
 
 
-def must_be_positive(name: str, value: float | None) -> None:
-    """Ends with exit code 2 for a number that is none, or not above 0."""
-    if value is not None and not 0 < value < math.inf:
-        fail(f"{name}: got {value:g}; give a number above 0")
-
-
 def is_plan(path: Path) -> bool:
     """Whether a file holds a plan."""
     from profiles.findings import PlanError
@@ -223,9 +214,9 @@ def are_rows(path: Path) -> bool:
 def must_be_writable(
     path: Path | None, kind: str = "a picture", is_ours: Callable[[Path], bool] = is_marked
 ) -> None:
-    """Ends with exit code 2 before the work, not after it; where a file would be lost, too.
+    """Ends with exit code 2, before the work, if a file cannot be written or must not be replaced.
 
-    What this product wrote itself, by `is_ours`, is replaced.
+    Only files that this product wrote (`is_ours`) are replaced.
     """
     if path is None:
         return

@@ -36,7 +36,7 @@ def advice_errors() -> Iterator[None]:
 
 
 def with_forecast(advice: Advice, live: LiveForecasts) -> Advice:
-    """The advice with a forecast of its very plan, where it is for a card and has none yet."""
+    """The advice with a forecast of its own plan, if the plan is for a card and has none yet."""
     forecast, plan = advice.forecast, advice.plan
     if plan is None or plan.device != "cuda" or (forecast and forecast.plan == plan):
         return advice
@@ -71,7 +71,7 @@ def write_plot(advice: Advice, live: LiveForecasts, path: Path) -> None:
 
 
 def within_limits(advice: Advice, hours: float | None, price: float | None) -> Advice:
-    """The advice with what fits into so many hours, and with what it costs at a price an hour."""
+    """The advice with the epochs that fit into --hours, and the cost at --price an hour."""
     from advisor.cost.duration import within
 
     if hours is None and price is None:

@@ -40,7 +40,7 @@ class ReportOptions(AskedOptions):
     ] = None
 
     def check(self) -> None:
-        """End with exit code 2, as of those that are asked for."""
+        """End with exit code 2 for contradictions, also among this command's own options."""
         super().check()
         if self.file.suffix.lower() not in (".html", ".htm"):
             fail(f"got {self.file.name}; the name must end in .html")

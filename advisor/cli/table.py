@@ -33,7 +33,7 @@ def listed(
     verdict: Annotated[str | None, typer.Option(help="Only rows with this verdict.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """List the shipped rows and yours; each claim of source seed with what measurements say."""
+    """List the shipped rows and yours; beside each claim (source seed) what measurements say."""
     if context.invoked_subcommand is not None:
         return
     from typing import get_args

@@ -49,7 +49,7 @@ def disk_of(plan: Plan, counts: DataCounts = REASON_SEG) -> Disk:
 
 
 def run_bytes(plan: Plan, kept: int = KEPT) -> int:
-    """The run folder's checkpoints: those to resume from hold Adam's moments as well."""
+    """Bytes of the run folder's checkpoints; those to resume from also hold Adam's moments."""
     values = trained_values(plan)
     moment = TRAINED if plan.optimizer_state == "fp32" else 1 + TRAINED / MOMENT_BLOCK
     best = TRAINED * values

@@ -1,7 +1,7 @@
 """How long a whole training takes: caches, steps, evaluations; by a step's roofline.
 
-The step's seconds are `advisor.memory.speed`'s. What a run takes beside its steps was measured in a
-few runs (`benchmarks/speed.py`). A range goes with it: of a card that was never timed a wide one.
+`advisor.memory.speed` gives the step's seconds. What a run takes beside its steps was measured in a
+few runs (`benchmarks/speed.py`). The time has a range, a wide one for cards that were never timed.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ def duration_of(
     counts: DataCounts = REASON_SEG,
     trial: Timed | None = None,
 ) -> Duration:
-    """How long the plan trains on a card; on one as fast as TYPICAL where it is not known.
+    """How long the plan trains on a card; an unknown card is taken to be as fast as TYPICAL.
 
-    Steps are as much slower than forecast as the `trial` was. Raises ValueError where the card
-    lacks the plan's dtype.
+    With a `trial`, all steps are scaled by its measured time over its forecast. Raises ValueError
+    if the card lacks the plan's dtype.
     """
     stand_in, card = card is None and trial is None, card or gpus()[TYPICAL]
     slower = trial and trial.slower(card)
@@ -168,9 +168,9 @@ def within(duration: Duration, hours: float | None, price_per_hour: float | None
 
 
 class _Parts:
-    """Seconds of each part of a run at one pace; the CPU's work takes as long as its launches.
+    """Seconds of each part of a run at one pace; the CPU's work scales with kernel launches.
 
-    A step has no pace if it is known how much `slower` than forecast it is.
+    If a trial showed how much `slower` than forecast steps are, the pace leaves steps alone.
     """
 
     def __init__(
@@ -228,9 +228,9 @@ def questions_a_row(plan: Plan, counts: DataCounts) -> float:
 
 
 def _text_tokens(plan: Plan, counts: DataCounts, asked: float) -> int:
-    """Of a usual row: with the data's mean length, or with usual questions.
+    """Text tokens of a usual row: by the data's mean length, or for usual questions.
 
-    Where pictures take fewer tokens than the plan's most, so many fewer.
+    Every picture counts as the plan's largest, so what the data's pictures take less is subtracted.
     """
     if counts.row_tokens is not None:
         return round(counts.row_tokens) - plan.profile.most_image_tokens

@@ -20,14 +20,14 @@ class Room:
 
     @property
     def needed_bytes(self) -> int:
-        """Of all that it has to hold."""
+        """Bytes of all that the disk has to hold."""
         return sum(self.what.values())
 
 
 def rooms(disk: Disk) -> list[Room]:
-    """The disks of the hub's downloads, of this folder and of the feature caches.
+    """The disks of the hub's downloads, of the current folder and of the feature caches.
 
-    Models and runs are taken to go into this folder. Raises OSError.
+    Models and runs are assumed to go into the current folder. Raises OSError.
     """
     wanted = (
         ("download", _hub(), disk.download_bytes),

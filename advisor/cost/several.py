@@ -1,8 +1,8 @@
 """What more cards bring: the same training on one, two, four and so on, by the forecast of a step.
 
-The effective batch stays the user's: each of several cards has fewer rows, and one may have more
-than another. Each step ends with an exchange of gradients, which one card does not need. NCCL takes
-memory too, so a card that is one of several may need a slower plan than one alone.
+The effective batch stays the user's, so each of several cards gets fewer rows, and some may get
+more than others. Each step ends with an exchange of gradients, which a single card does not need.
+NCCL takes memory too, so each of several cards may need a slower plan than a single card.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from profiles.measurement import DataCounts
 from profiles.plan import Plan
 from profiles.records import Frozen
 
-WORTH = 0.9  # of the time on fewer cards: what saves less than a tenth is no gain
+WORTH = 0.9  # of the time on fewer cards: saving less than a tenth counts as no gain
 
 
 class Planned(NamedTuple):

@@ -40,10 +40,10 @@ QUANTILE = 0.95
 NONE = Evidence()
 FEWEST_ROWS = 20  # of a GPU model, before its own errors are trusted alone
 
-# By which the pool was larger than said without expandable segments, at worst, rounded up: which of
-# two equal blocks is used again depends on addresses that the driver chooses (docs/forecast.md).
+# By how much the pool exceeded its forecast at worst, without expandable segments, rounded up: the
+# driver chooses addresses, and they decide which of two equal blocks is reused (docs/forecast.md).
 PLAIN_DOUBT = {"expandable": 0.0, "whole": 0.02}
-# The same of 86 compiled plans whose plain layers were replayed: other code is not known better.
+# The same for 86 compiled plans that were replayed with plain layers, as is code not seen before.
 UNKNOWN_CODE_DOUBT = {"expandable": 0.0472, "whole": 0.135}
 
 
@@ -61,7 +61,7 @@ class HostBudget(Bytes):
     pinned_bytes: int | None = Field(None, description="at most pinned; None = unknown")
 
     def shortage(self, plan: Plan, size: int) -> str:
-        """What is lacking if `plan`, with `size` bytes in all, does not go into it."""
+        """What is lacking if host memory does not hold `plan` of `size` bytes; else ''."""
         if size > self.bytes:
             return f"host memory: {gib(size)} needed, {gib(self.bytes)} usable"
         pinned = pinned_bytes(plan)
@@ -91,7 +91,7 @@ class Budget(Frozen):
 
 
 def size_text(size: int) -> str:
-    """`size` bytes as a command line takes them: `8GiB`, or `8GB` where that is round."""
+    """`size` bytes for a command line: `8GiB`, or `8GB` where that is the round number."""
     for unit, name in ((GIB, "GiB"), (10**9, "GB"), (MIB, "MiB"), (10**6, "MB")):
         if size % unit == 0:
             return f"{size // unit}{name}"
@@ -167,7 +167,7 @@ def margin_for(plan: Plan, pool: int, margin_bytes: int) -> int:
 
 
 def _doubt(plan: Plan) -> float:
-    """The share of its forecast by which the pool of such a plan may be larger."""
+    """By what share of its forecast the pool of such a plan may be larger than forecast."""
     if not plan.compile:
         return PLAIN_DOUBT[plan.segments]
     shares: dict[str, float] = _errors()["compiled_doubt"]
@@ -182,10 +182,10 @@ def _errors() -> dict[str, Any]:
 
 
 def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
-    """What is left free on `gpu`, from how much too low forecasts of the pool were before.
+    """What is left free on `gpu`: by how much forecasts of the pool were too low before.
 
-    The 95 % quantile of the shortfalls on this GPU model, shipped and the user's own. A model with
-    few rows gets that of all, and at least 3 %: a policy.
+    The 95 % quantile of the shortfalls on this GPU model, in shipped rows and the user's. A model
+    with few rows gets the quantile of all models. At least 3 %, by policy.
     """
     shipped: dict[str, list[float]] = _errors()["pool_shortfalls"]
     own = [

@@ -115,7 +115,7 @@ def _host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int | None, int
 def _other_vendors(
     system: Platform, drm: Path = Path("/sys/class/drm"), processor: str | None = None
 ) -> list[Finding]:
-    """A GPU of another maker, and what works there."""
+    """A note on a GPU of another maker, and what works there."""
     works = "lisa-tiny trains on the CPU; 7b and 13b need an NVIDIA GPU, or a what-if card: --gpu"
     processor = platform_module.machine() if processor is None else processor
     if system == "darwin" and processor == "arm64":

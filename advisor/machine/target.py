@@ -18,7 +18,7 @@ from profiles.text import quoted
 
 @dataclass(frozen=True)
 class Target:
-    """A card that is not here: of a size, or of the catalogue, under a system."""
+    """A card that is not in this machine: a size or a catalogue entry, and its operating system."""
 
     vram_bytes: int | None = None
     card: GpuProfile | None = None
@@ -28,12 +28,12 @@ class Target:
     count: int = 1  # of such cards in a machine, as named in "2x RTX 3090"
 
     def host_bytes(self, cards: int) -> int:
-        """Host memory of the machine that so many of it are in, or are assumed to be in."""
+        """Host bytes of the machine with these cards: as named, or as assumed for their number."""
         return self.ram_bytes or cards * WHAT_IF_HOST_BYTES
 
     @property
     def gpu(self) -> Gpu:
-        """What a probe would say of it."""
+        """The card as a probe would report it."""
         if self.card is not None:
             return named_gpu(self.card, self.windows)
         return what_if_gpu(self.vram_bytes or 0, self.windows)
@@ -54,10 +54,10 @@ class Target:
 
 
 def gpu_for(machine: Machine, target: Target | None, count: int = 1) -> Gpu | None:
-    """The card that is asked about: the named one, else the worst of this machine's `count` best.
+    """The card to plan for: the named one, else the worst of this machine's `count` best.
 
-    One plan runs on all of them: what fits the one with the least free memory, and what the oldest
-    can compute.
+    One plan runs on all of them, so it must fit the card with the least free memory and use only
+    what the oldest can compute.
     """
     if target is not None:
         return target.gpu

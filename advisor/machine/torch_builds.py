@@ -14,7 +14,7 @@ LAST_WITH_OLDER = "2.14"
 
 
 def wants_older(capability: tuple[int, int] | None) -> bool:
-    """Whether the builds that plain pip takes have no kernels for such a card."""
+    """Whether the builds that plain pip installs lack kernels for such a card."""
     return capability is not None and capability < OLDEST_IN_WHEELS
 
 

@@ -1,4 +1,4 @@
-"""Libraries that are newer here than in any tested row: what was measured may not hold of them."""
+"""Libraries that are newer here than in any tested row: measurements may not hold for them."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def card_for(
 ) -> Card:
     """This machine's best card, or `target`, with what a run's pool may take there.
 
-    Of `count` cards that run together, in each of `nodes` machines, the worst is meant. `measure`
-    has this machine's context measured where it was not. Raises RehearsalFailed.
+    If `count` cards run together in each of `nodes` machines, it is the worst of them. `measure`
+    measures this machine's context unless that was done. Raises RehearsalFailed.
     """
     gpu = gpu_for(machine, target, count)
     if measure and gpu is not None and target is None:

@@ -207,7 +207,7 @@ def interpret(
 def _tiers(
     plan: Plan, card: Card, sizes: tuple[int, int, int, int], errors: dict[str, str]
 ) -> tuple[Tier, ...]:
-    """The four figures, with where each comes from."""
+    """The four figures, each with its source."""
     sources: dict[TierName, str] = {
         "tensors": "as the allocator counts them (max_memory_allocated)",
         "pool": f"allocator replayed, {plan.segments} segments",
@@ -223,8 +223,9 @@ def _tiers(
 def _less_than_plain(measurement: Measurement, free: PoolUse) -> tuple[int, int]:
     """Bytes of the tensors and of the pool where the code of compiled layers is not known.
 
-    They take less than the plain ones that were replayed: so does the pool, in the backward pass,
-    where these peak. The pool is never as small as the tensors: 1 % was seen at least.
+    Compiled layers take less than the plain ones that were replayed, and the pool shrinks with them
+    where they peak, in the backward pass. It always stays at least 1 % above the tensors, the least
+    that was seen.
     """
     tensors = measurement.peak_allocated_bytes or 0
     less = free.peak_allocated - measurement.phases.get("backward", 0)
@@ -232,7 +233,7 @@ def _less_than_plain(measurement: Measurement, free: PoolUse) -> tuple[int, int]
 
 
 def group_of(segments: str, compiled: bool) -> str:
-    """The group of rows that a plan's errors are published with, by how its pool is cut up."""
+    """The group of rows whose errors are published for such a plan, by its kind of pool."""
     if compiled and segments == "expandable":
         return COMPILED
     return f"{COMPILED}, {segments} segments" if compiled else f"{segments} segments"
@@ -250,7 +251,7 @@ def measured_errors(plan: Plan, answering: bool = False) -> dict[str, str]:
 
 
 def _caching_verdict(caching: int, cap_bytes: int, margin_bytes: int) -> tuple[Verdict, str]:
-    """Where building the feature cache, before the model loads, takes more than a step."""
+    """The verdict and its reason if building the feature cache takes more than a step."""
     reason = f"building the feature cache takes {gib(caching)} of {gib(cap_bytes)}"
     if caching > cap_bytes:
         return "OOM", reason
@@ -313,7 +314,7 @@ def _host_source(plan: Plan) -> str:
 
 
 def _outside(plan: Plan) -> str:
-    """Why a plan cannot be forecast, as far as it is known beforehand; empty if it can."""
+    """Why a plan cannot be forecast, as far as that is known beforehand; else empty."""
     if plan.device != "cuda":
         return "the plan trains on the CPU, where there is no card to count for"
     return ""
@@ -361,7 +362,7 @@ def _ask(plan: Plan, worst: Worst, compute_capability: tuple[int, int], folder: 
 
 
 def _with_sizes(plan: Plan, worst: Worst) -> Worst:
-    """The sample with the sizes that it may have where neither they nor data are named."""
+    """The sample with the plan's limits for every size that neither the user nor data gives."""
     if worst.data is not None and worst.text_tokens is None:
         return worst
     return replace(

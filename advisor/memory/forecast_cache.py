@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = ("torch", "transformers", "accelerate", "bitsandbytes")
 
 
-# Files that say what a mixture's samples hold beside ReasonSeg's. Written out, as ** neither
-# follows links nor spares the folders full of pictures.
+# Files that describe a mixture's samples beside ReasonSeg's. They are listed level by level, since
+# ** does not follow links and would also walk through the folders of pictures.
 ANNOTATIONS = (
     "refer_seg/*/instances.json", "refer_seg/*/*.p", "vqa/*.json", "sem_seg/*/annotations.json",
     "ade20k/*.txt", "ade20k/annotations/training/*.png",
-    "sem_seg/*/*.txt", "sem_seg/*/annotations/training/*.png",
+    "sem_seg/*/*.txt", "sem_seg/*/annotations/*/*.png", "sem_seg/*/training/*/labels/*.png",
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def read_events(path: Path) -> list[tuple[int, int]]:
 
 
 def key_of(plan: Plan, worst: Worst, compute_capability: tuple[int, int]) -> str:
-    """A hash of all that can change the answer: plan, sample, data, code and libraries."""
+    """A hash of everything that can change the answer: plan, sample, data, code and libraries."""
     sample: tuple[Any, ...] = (worst.text_tokens, worst.masks, worst.answer_tokens)
     sample += worst.image_tokens, worst.answering
     parts: list[Any] = [plan.content_hash, sample, compute_capability]

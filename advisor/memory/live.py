@@ -1,4 +1,4 @@
-"""Forecasts of a plan for one card, one question after the other."""
+"""Forecasts of plans for one card, made one after the other when a search asks for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Live = Callable[[Plan, int | None], Forecast]
 
 
 @dataclass
-class Heard:
+class CountingLive:
     """A `live` that remembers how much data was counted on the way, and its largest picture."""
 
     live: Live
@@ -75,7 +75,7 @@ class LiveForecasts:
 
 
 def _pictures(plan: Plan) -> str:
-    """What a forecast tries, where it is one of several: sizes until the largest that fits."""
+    """What distinguishes this forecast from others of a search, such as the size of pictures."""
     if not shrinks_pictures(plan):
         return f" at micro-batch {plan.micro_batch}"
     return f" with pictures of at most {plan.profile.most_image_tokens} tokens, one of four sizes"

@@ -20,10 +20,10 @@ CACHING = "caching"  # the one part where building the feature cache takes more 
 def parts_of(
     plan: Plan, text_tokens: int, pool_bytes: int, forecast: Forecast | None = None
 ) -> dict[str, int]:
-    """Bytes of frozen weights, of all that is trained, and of the rest of `pool_bytes`.
+    """`pool_bytes` divided into frozen weights, everything trained, and the rest.
 
-    Or all of them as `caching`. From the plan's own forecast, or else from the grid; empty where
-    neither reaches.
+    One part, `caching`, if building the feature cache takes more than a step. By the plan's own
+    forecast, or else by the grid; empty where neither reaches.
     """
     if forecast is not None:
         live, step = forecast.live_at_peak, forecast.tier("pool").bytes

@@ -25,8 +25,8 @@ from profiles.settings import STORED_BYTES, Lora
 SPEED_FILE = Path(__file__).resolve().parents[2] / "profiles" / "speed.json"
 REFERENCE = "h100-sxm-80gb"
 TYPICAL = "rtx-3060-12gb"  # whose rates are used for a card that is not known
-# More bandwidth than an H100 has did not help: an H200 took as long for the same dequantisation
-# and element-wise work (benchmarks/profile.jsonl).
+# More bandwidth than an H100's does not help: an H200 took as long for the same dequantisation and
+# element-wise work (benchmarks/profile.jsonl).
 USED_GB_S = 3350
 PIXEL_BYTES = 4
 
@@ -74,7 +74,7 @@ def factors() -> Factors:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long arithmetic and launches take beside what is usual: other cards, other CPUs."""
+    """Arithmetic and launches relative to the usual, for slower or faster cards and CPUs."""
 
     arithmetic: float = 1.0
     launches: float = 1.0
@@ -96,7 +96,7 @@ def paces(gpu: GpuProfile) -> tuple[Pace, Pace]:
 
 
 @dataclass(frozen=True)
-class Paper:
+class SheetTime:
     """Data-sheet seconds of one micro-batch, and passes through a decoder layer."""
 
     matmul: float
@@ -111,8 +111,8 @@ class Paper:
     passes: int
 
 
-def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) -> Paper:
-    """The time by data-sheet rates alone; `forward`: without a backward pass.
+def sheet_time(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) -> SheetTime:
+    """The time at data-sheet rates; `forward`: without a backward pass.
 
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed.
@@ -130,7 +130,7 @@ def paper(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = False) 
     rate, pcie = gpu.rate_flops(plan.dtype), gpu.pcie_gb_s * 1e9
     moved = passes * 2 * decoder.moved_values(tokens)
     head = 2 * plan.profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
-    return Paper(
+    return SheetTime(
         matmul=decoder.linear_flops(tokens) * passes / rate,
         attention=(attention - masked) / rate,
         masked_attention=masked / rate,
@@ -166,8 +166,9 @@ def _adapter_bytes(plan: Plan) -> float:
 def _coded_bytes(plan: Plan, tokens: int, passes: int, backward: int) -> float:
     """Bytes read and written to make FP8 codes of what products take, in all passes of a step.
 
-    Of a value of 2 bytes, one. Compiled, q, k and v share the codes of their input, and so do gate
-    and up; gradients are each linear's own. Weights come as they are stored, in every pass.
+    Each value of 2 bytes becomes a code of one. In compiled layers q, k and v share their input's
+    codes, and so do gate and up; each linear has codes of its own gradient. Weights are read as
+    stored, in every pass.
     """
     decoder = plan.profile.decoder
     hidden = (2 if plan.compile else 5) * decoder.hidden
@@ -178,21 +179,21 @@ def _coded_bytes(plan: Plan, tokens: int, passes: int, backward: int) -> float:
 
 
 def _bandwidth(gpu: GpuProfile) -> float:
-    """Bytes a second that element-wise work makes use of."""
+    """Bytes a second that element-wise work can use."""
     return min(gpu.bandwidth_gb_s, USED_GB_S) * 1e9
 
 
 def seconds_of(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = USUAL) -> float:
     """Seconds of one micro-batch. Raises ValueError where the card lacks the plan's dtype."""
-    return _seconds(plan, paper(plan, text_tokens, gpu), gpu, pace)
+    return _seconds(plan, sheet_time(plan, text_tokens, gpu), gpu, pace)
 
 
 def forward_seconds(plan: Plan, text_tokens: int, gpu: GpuProfile, pace: Pace = USUAL) -> float:
     """Seconds of one micro-batch of an evaluation: as `seconds_of`, forward alone."""
-    return _seconds(plan, paper(plan, text_tokens, gpu, forward=True), gpu, pace)
+    return _seconds(plan, sheet_time(plan, text_tokens, gpu, forward=True), gpu, pace)
 
 
-def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
+def _seconds(plan: Plan, on_paper: SheetTime, gpu: GpuProfile, pace: Pace) -> float:
     known = factors()
     arithmetic = on_paper.matmul * known.matmul
     if plan.products == "fp8":
@@ -215,7 +216,8 @@ def _seconds(plan: Plan, on_paper: Paper, gpu: GpuProfile, pace: Pace) -> float:
 def _launch_seconds(plan: Plan) -> float:
     """Seconds in which the CPU starts the kernels of one pass through a decoder layer.
 
-    In the plan's dtype weights in few bits are widened first; in FP8 one kernel makes codes of any.
+    For products in the plan's dtype, quantised weights are first widened; for FP8 one kernel makes
+    codes from weights of any storage.
     """
     known = factors()
     found = known.launch_compiled_seconds if plan.compile else known.launch_seconds
@@ -224,7 +226,7 @@ def _launch_seconds(plan: Plan) -> float:
     return found - (known.launch_quantised_seconds if plan.quantization == "none" else 0.0)
 
 
-def _shown_copies(plan: Plan, on_paper: Paper, busy: float) -> float:
+def _shown_copies(plan: Plan, on_paper: SheetTime, busy: float) -> float:
     """Seconds of the host layers' copies that arithmetic does not hide.
 
     Host layers are spread evenly, so a copy has the time until the next one of them is due. Layers
@@ -256,10 +258,10 @@ def encoder_seconds(facts: EncoderFacts, plan: Plan, gpu: GpuProfile, pace: Pace
 
 
 def samples_per_second(plan: Plan, text_tokens: int, gpu: GpuProfile | None) -> float:
-    """Questions a second in training, if every picture has the plan's number of them.
+    """Questions a second in training, if every picture has the plan's number of questions.
 
-    On the reference card where `gpu` is not known. `text_tokens` are a row's. Several processes
-    wait for the one with the most rows, and exchange gradients.
+    `text_tokens` are a row's; `gpu` None: the reference card. Several processes wait for the one
+    with the most rows, and exchange gradients.
     """
     card = gpus()[REFERENCE] if gpu is None else gpu
     seconds = seconds_of(plan, text_tokens, card)

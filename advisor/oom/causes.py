@@ -44,14 +44,14 @@ class Use:
 
     @property
     def outside(self) -> int:
-        """Neither free nor this process's, as far as that is known."""
+        """Bytes that are neither free nor this process's, as far as that is known."""
         if self.free is None:
             return 0
         return max(0, self.total - self.free - (self.pool if self.own is None else self.own))
 
     @property
     def others(self) -> int:
-        """What other processes surely hold."""
+        """Bytes that other processes hold at least."""
         listed = sum(one.bytes for one in self.listed)
         if self.own is not None:
             return max(self.outside, listed)
@@ -119,7 +119,7 @@ def size(number: int) -> str:
 
 
 def _enough(freed: int, use: Use, asked: int, so: str) -> str:
-    """Whether the request would have fitted if `freed` bytes were free too."""
+    """Words on whether the request would have fitted with `freed` bytes more."""
     missing = asked - freed - (use.free or 0)
     if missing > 0:
         return f"; even {so} {size(missing)} would still have been missing"

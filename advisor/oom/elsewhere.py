@@ -1,4 +1,4 @@
-"""Shortages of other memory than a card's, in words: what it was, and what helps."""
+"""Explains shortages of memory other than the card's: what ran out, and what helps."""
 
 from __future__ import annotations
 

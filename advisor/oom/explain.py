@@ -42,7 +42,7 @@ class Explanation(Frozen):
 
 
 CANNOT_TELL = Explanation(
-    summary="cannot tell: no out-of-memory message that is known here is in this text",
+    summary="cannot tell: this text holds no known out-of-memory message",
     helps=(
         "paste the whole message, from 'CUDA out of memory' or 'Killed' on, or the whole log",
         "lisa-advise doctor looks for other reasons on this machine",
@@ -77,7 +77,7 @@ def explain(text: str) -> Explanation:
 
 
 def _first_of_each(found: Iterable[Message]) -> list[Message]:
-    """The message that decides for each process: its first, a sure one before others."""
+    """For each process the message that decides: its first one; certain ones come before others."""
     firsts: dict[str | int | None, Message] = {}
     for one in found:
         process = one.rank or one.gpu  # a log without ranks tells processes apart by their card
@@ -88,14 +88,14 @@ def _first_of_each(found: Iterable[Message]) -> list[Message]:
 
 
 def _chosen(firsts: list[Message]) -> Message:
-    """The earliest one; or of the same process and memory the one that has figures."""
+    """The earliest message, or one with figures from the same process about the same memory."""
     chosen = min(firsts, key=lambda one: (not one.sure, one.line))
     same = (one for one in firsts if (one.rank, one.memory) == (chosen.rank, chosen.memory))
     return chosen if chosen.total_bytes else next((one for one in same if one.total_bytes), chosen)
 
 
 def _reliefs(parts: Iterable[Part], plan: Plan | None = None) -> tuple[str, ...]:
-    """What makes these parts smaller, in the house's order; of a plan, what is left to do."""
+    """What makes these parts smaller, cheapest first; for a plan, only what it has not done yet."""
     wanted = [one for one in RELIEFS if set(one.parts) & set(parts)]
     if plan is not None:
         return tuple(one.text(plan) for one in wanted if one.is_left(plan))

@@ -18,7 +18,7 @@ SIZE = r"(\d{1,11}(?:\.\d{1,4})?)(bytes|[KMGT]i?B)"
 
 @dataclass(frozen=True)
 class Wording:
-    """A message: which memory ran out, whose words they are, and whether they have one cause."""
+    """A message: which memory ran out, who writes it, and whether it can have another cause."""
 
     memory: Memory
     name: str
@@ -33,7 +33,7 @@ def _w(
     return Wording(memory, name, re.compile(pattern), sure, re.compile(after) if after else None)
 
 
-# With figures: a message of these is the best that a log can have.
+# Messages with figures explain the most, so they are preferred.
 FIGURED = (
     _w("card", "PyTorch",
        rf"(?:(?:CUDA|HIP|XPU|NPU|MLU|MUSA)outofmemory\.?)?Triedtoallocate{SIZE}(?!on)"),
@@ -51,7 +51,7 @@ BARE = (
     _w("on-chip", "Triton", r"outofresource:(?:sharedmemory|tensormemory|threads|registers|triton_)"
        r"(?!.{0,200}?forbenchmarkchoice)"),
     _w("on-chip", "CUDA", r"usestoomuchshareddata|toomanyresourcesrequestedforlaunch"),
-    # CUDA says "out of memory" of pinned host memory, too: who asked for it tells.
+    # CUDA says "out of memory" for pinned host memory, too: the function that asked for it tells.
     _w("pinned", "CUDA", r"failedtoalloc\d+bytesonhost|couldnotallocatepinnedhostmemory"
        r"|cudaHostAlloc.{0,40}?outofmemory"),
     _w("pinned", "CUDA", r"CUDAerror:outofmemory|cudaErrorMemoryAllocation", sure=False,
@@ -114,10 +114,10 @@ BARE = (
        r"|(?<!via)(?<!viaSignals\.)SIGKILL|killedbysignal:Killed|[Ss]ignal9(?!\d)"
        r"|Killedsignalterminatedprogram|code=killed,status=9", sure=False),
 )  # fmt: skip
-# Of whole lines, which only end so: bash and zsh of a process that was killed.
+# Ends of lines with which bash and zsh report a killed process.
 KILLED = re.compile(r"(?:^|it/s\]|\?\]|\d\s{1,20}|\s{2,20}|zsh: )[Kk]illed(?::? 9|\s{2,20}\S.*|)$")
 OWN = re.compile(r"out of memory while .+, after step \d+|out of memory, (?:see|and no smaller)")
-# Texts that only speak of it: advice, options, documentation.
+# Texts that only mention a shortage: advice, options, documentation.
 ADVICE = re.compile(
     r"(?i)\b(?:if|when|avoid|prevent|may|might|could|can|causes?|reduces?|in case of|leads? to|"
     r"risk|to fix|help)\b.{0,80}(?:out of memory|OutOfMemoryError|SIGKILL|MemoryError)"

@@ -11,8 +11,8 @@ from profiles.levers import Part
 EVERY: tuple[Part, ...] = ("activations", "weights", "optimizer")
 
 _BEFORE = 8000  # letters before a message in which its traceback stands
-# And which parts of the memory that makes large. The first that is found counts: an evaluation
-# runs forward passes, and recomputed layers run forward in the backward pass.
+# A phase's patterns, and the parts of the memory that are large in it. The first match counts: an
+# evaluation runs forward passes, and the backward pass runs recomputed layers forward.
 _PHASES: tuple[tuple[str, re.Pattern[str], tuple[Part, ...]], ...] = tuple(
     (name, re.compile(pattern), parts)
     for name, pattern, parts in (

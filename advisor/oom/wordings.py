@@ -109,7 +109,7 @@ def _message(memory: Memory, wording: str, line: str, number: int, sure: bool = 
 
 
 def _led_to(wording: Wording, text: str, start: int) -> bool:
-    """Whether the last frame before a message is one that its wording needs, if it needs any."""
+    """Whether the last frame before a message is the one that its wording requires, if any."""
     if wording.after is None:
         return True
     before = text[max(0, start - _TRACEBACK) : start]

@@ -50,7 +50,7 @@ def cost_lines(advice: Advice) -> Iterator[tuple[str, str]]:
 
 
 def speed_text(advice: Advice) -> str:
-    """Questions a second, of which rows, and what the time assumes where that is another rate."""
+    """Questions a second and the rows that they are for; the time row's rate, if it differs."""
     speed, plan = advice.speed, advice.plan
     assert speed is not None and plan is not None
     most = plan.questions_per_picture
@@ -66,14 +66,26 @@ def speed_text(advice: Advice) -> str:
     return text
 
 
-def _time(duration: Duration) -> str:
-    parts = (
+def shorter(advice: Advice) -> list[tuple[str, str]]:
+    """Lines of the costs that can be said in fewer words, with those; the least missed first."""
+    found = []
+    if (several := advice.several) is not None:
+        found.append((_cards(several), _cards(several, speeds=False)))
+    if (duration := advice.duration) is not None:
+        found.append((_asked(duration), _asked(duration, ways=False)))
+        found.append((_time(duration), _time(duration, parts=False)))
+    return found
+
+
+def _time(duration: Duration, parts: bool = True) -> str:
+    """How long a training takes, in all and in its `parts`."""
+    spent = (
         ("start", duration.start_seconds),
         ("features", duration.features_seconds),
         ("training", duration.training_seconds),
         ("evaluation", duration.evaluation_seconds),
     )
-    spent = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in parts if seconds)
+    each = ", ".join(f"{name} {time_text(seconds)}" for name, seconds in spent if seconds)
     what = counted(duration.pictures, "picture")
     if duration.questions != duration.pictures:
         what += f" and {counted(duration.questions, 'question')}"
@@ -82,7 +94,7 @@ def _time(duration: Duration) -> str:
     card = f" if as fast as {_article(duration.card)} {duration.card}" if duration.stand_in else ""
     return (
         f"{counted(duration.epochs, 'epoch')} of {what}{whose}: about {time_text(duration.seconds)}"
-        f" ({low} to {high}){card}" + f"; {spent}"
+        f" ({low} to {high}){card}" + f"; {each}" * parts
     )
 
 
@@ -97,7 +109,7 @@ def sparing_text(duration: Duration, disk: Disk | None) -> str:
     return text + (f", {saved / GIB:.1f} GiB less of disk" if saved else "")
 
 
-def _epochs_within(duration: Duration) -> str:
+def _epochs_within(duration: Duration, with_ways: bool) -> str:
     """How many epochs fit into the hours, and what would make more of them fit."""
     found, less = duration.epochs_within or 0, duration.sparing
     text = f"in {duration.hours:g} h: {counted(found, 'epoch')}"
@@ -106,17 +118,19 @@ def _epochs_within(duration: Duration) -> str:
     if not found:
         first = duration.seconds - (duration.epochs - 1) * duration.epoch_seconds
         text = f"in {duration.hours:g} h: no epoch, as the first takes {time_text(first)}"
+    if not with_ways:
+        return text
     ways = ["--why says what trains faster"]
     if less is not None and less.data is not None and (less.epochs_within or 0) > found:
         ways.insert(0, f"{less.epochs_within} with max_val_samples={less.data.val_pictures}")
     return f"{text} ({'; '.join(ways)})"
 
 
-def _asked(duration: Duration) -> str:
-    """What was asked for besides: epochs in the given time, and the price."""
+def _asked(duration: Duration, ways: bool = True) -> str:
+    """What --hours and --price ask for: epochs in the given time, and the cost."""
     found = []
     if duration.hours is not None:
-        found.append(_epochs_within(duration))
+        found.append(_epochs_within(duration, ways))
     if duration.price is not None:
         found.append(_price(duration, duration.price))
     return "; ".join(found)
@@ -138,14 +152,14 @@ def _price(duration: Duration, whole: float) -> str:
     return f"{', '.join(prices)} at {duration.price_per_hour:g} an hour"
 
 
-def _cards(several: Several) -> str:
-    """Speed and time on one card and on more, each with its own best plan."""
+def _cards(several: Several, speeds: bool = True) -> str:
+    """Time, and speed if wanted, on one card and on more, each with its own best plan."""
     parts = []
     for row in several.rows:
         number = counted(row.cards, "card") + ("" if row.best else " with this plan")
-        speed = f"{row.samples_per_second:.2g} questions/s"
+        speed = f", {row.samples_per_second:.2g} questions/s" if speeds else ""
         speed += f" ({row.efficiency:.0%} each)" if row.cards > 1 else ""
-        parts.append(f"{number} {time_text(row.seconds)}, {speed}")
+        parts.append(f"{number} {time_text(row.seconds)}{speed}")
     return f"{'; '.join(parts)} ({several.basis}; {several.link})"
 
 
@@ -176,7 +190,7 @@ def _disk(disk: Disk) -> str:
 
 
 def _without_cache(disk: Disk) -> str:
-    """How to do without the features' disk, where it is more than many a machine has free."""
+    """How to train without cached features, where they take more disk than many machines have."""
     if disk.cache_bytes < MUCH_CACHE:
         return ""
     left = gib(disk.total_bytes - disk.cache_bytes)
@@ -191,4 +205,4 @@ def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:
         each += f" in {duration.picture_seconds:.2g} s"
     peak, pictures = caching_bytes(plan), disk.cache_bytes // disk.picture_bytes
     beside = f", at a peak of {gib(peak)} before the model loads" if peak else ""
-    return f"{names}: {each}, built once for {pictures} pictures, validation's too{beside}"
+    return f"{names}: {each}, built once for {pictures} pictures, validation included{beside}"

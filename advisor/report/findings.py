@@ -15,6 +15,7 @@ from advisor.machine.torch_builds import older_build
 from advisor.machine.versions import REMEDY, VERSIONS, newer_than_rows
 from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
+from profiles.batches import shareable
 from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.findings import Finding, PlanError
 from profiles.grid import caching_bytes
@@ -23,6 +24,7 @@ from profiles.measurement import DataCounts
 from profiles.models import models
 from profiles.overrides import assigned
 from profiles.plan import Plan
+from profiles.settings import EFFECTIVE_BATCH, MOST, TARGETS_PER_PICTURE
 from profiles.sizes import gib
 from profiles.text import counted, quoted
 
@@ -31,6 +33,7 @@ SETTINGS, PICTURES = "settings", "pictures"
 OPEN_NAME = "--gpu"  # where a card's name may mean several
 UNIT = "--vram"  # where the card may be another than was typed: GB for GiB
 DATA = "data"
+BATCH = "batch"
 FEW = 50  # pictures to train on: a policy
 KEPT = "model", "device", "dtype", "processes", "nodes"  # no advice is to leave these out
 
@@ -64,7 +67,7 @@ def card_findings(
 def _lacking_host(
     request: Request, gpu: Gpu, base: Plan, budget: Budget, best: Candidate
 ) -> Finding | None:
-    """That the machine's memory is what lacks, if a plan would fit the card with more of it."""
+    """A finding that host memory is too small, if with more of it a plan would fit the card."""
     if budget.host is None:
         return None
     roomy = budget.model_copy(update={"host": None})
@@ -84,11 +87,11 @@ def _lacking_host(
         least = min(fitting, key=lambda one: pinned_bytes(one.plan))
         lacks = budget.host_shortage(least.plan, least.host_bytes).removeprefix("host memory: ")
         fix = "train in a machine with more memory"
-    return Finding(gpu.name, f"host memory is what lacks: {lacks}", fix=fix)
+    return Finding(gpu.name, f"host memory is too small: {lacks}", fix=fix)
 
 
 def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
-    """That the card's memory is, and which cards would do: with these settings, or without."""
+    """A finding that the card's memory is too small, and which cards would do."""
     what = "too little usable memory"
     if best.needs.bytes == caching_bytes(best.plan):
         what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
@@ -96,12 +99,35 @@ def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
 
 
 def few_pictures(counts: DataCounts) -> list[Finding]:
-    """A note if there are fewer pictures to train on than anything was learnt from so far."""
+    """A note if there are fewer pictures to train on than any training here learnt from."""
     if counts.train_pictures >= FEW:
         return []
     what = f"{counted(counts.train_pictures, 'picture')} to train on may be too few: ReasonSeg has "
     what += str(REASON_SEG.train_pictures)
     return [Finding(DATA, what, fix="lisa-train evaluate RUN says whether training helped")]
+
+
+def larger_batch(overrides: tuple[str, ...]) -> list[Finding]:
+    """A note, with the batch of a step, where so many cards cannot share the usual one.
+
+    Only where that is not the user's own, nor follows from other settings of the user's.
+    """
+    named = assigned(overrides)
+    both = {"micro_batch", "accumulation"}
+    if "effective_batch" in named or both <= named.keys():
+        return []
+    usual = "1" if "accumulation" in named else str(TARGETS_PER_PICTURE)
+    numbers = [named.get("processes", "1"), named.get("questions_per_picture", usual)]
+    numbers += [named.get(name, "1") for name in both]
+    if not all(one.isdecimal() and 0 < int(one) <= MOST for one in numbers):
+        return []  # which the plan refuses
+    cards, questions, *parts = map(int, numbers)
+    if cards == 1 or (batch := shareable(cards, questions, max(parts))) == EFFECTIVE_BATCH:
+        return []
+    if "questions_per_picture" not in named:
+        batch = shareable(cards, 1, max(parts))
+    what = f"{batch} questions a step, as {cards} cards cannot share the usual {EFFECTIVE_BATCH}"
+    return [Finding(BATCH, what, str(batch), "--set effective_batch=N")]
 
 
 def open_name(target: Target | None) -> list[Finding]:
@@ -127,9 +153,9 @@ def released_start(plan: Plan) -> list[Finding]:
 
 
 def smaller_pictures(plan: Plan | None, most: int, pinned: bool) -> Finding:
-    """A note that `plan` shrinks pictures, of up to `most` tokens, since no other fits.
+    """A note that `plan` shrinks pictures of up to `most` tokens, since no other plan fits.
 
-    `pinned`: with the user's settings, of which leaving some out would do as well.
+    `pinned`: the user has fixed settings, and leaving some out would help as well.
     """
     assert plan is not None
     what = (
@@ -145,7 +171,7 @@ def smaller_pictures(plan: Plan | None, most: int, pinned: bool) -> Finding:
 def nearest_plan(request: Request, gpu: Gpu, model: str, budget: Budget) -> list[Finding]:
     """Which of the user's settings to drop so that a plan fits, and the plan that then fits.
 
-    Each alone, and all of them where that does not help.
+    Tries each alone, then all together.
     """
     given = [key for key in assigned(request.overrides) if key not in KEPT]
     alone = [found for key in given if (found := _without(request, gpu, model, budget, [key]))]
@@ -207,7 +233,7 @@ def machine_notes(request: Request, gpu: Gpu, plan: Plan) -> list[Finding]:
     evidence = request.evidence
     newer = newer_than_rows(evidence.versions, evidence.table.rows)
     if newer and not request.what_if:
-        what = f"newer here than in any tested row: {newer}; what they take is forecast"
+        what = f"newer here than in any tested row: {newer}; memory is forecast, not measured"
         findings.append(Finding(VERSIONS, what, fix=REMEDY))
     return findings + unequal_cards(request, gpu)
 

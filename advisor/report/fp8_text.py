@@ -1,4 +1,4 @@
-"""What FP8 products would make of the training, in one line. No plan has them unasked."""
+"""What FP8 products would change, in one line. No plan has them unless the user sets them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WORTH_SAYING = 1.02  # times as long without FP8: less is no alternative
 
 
 def fp8_text(advice: Advice) -> str:
-    """What to set, and the time row's training with it and without; '' where it gains nothing.
+    """What to set, and the training's time with and without FP8; '' where it gains nothing.
 
-    What to type comes first: on a narrow screen the end of a note is cut.
+    The setting comes first, because a narrow screen cuts a note's end.
     """
     plan, card, usual = advice.plan, _card_with_fp8(advice), advice.duration
     if plan is None or card is None or usual is None or usual.data is None:

@@ -14,8 +14,8 @@ PARTS = {
     "context": "What CUDA, its libraries and loaded kernels take in every process before the first "
     "tensor. It depends on card, driver and versions, not on the plan. On a card in this machine "
     "it is measured once. Of several cards each has NCCL's buffers too, which are counted here.",
-    "margin": "Left free because forecasts are off by some per cent: the 95 % quantile of how much "
-    "too low they were before on this GPU model. Your own measured rows count; --measure adds one.",
+    "margin": "Left free because forecasts can be too low: 95 % of those measured on this GPU "
+    "model needed no more than this. Your own measured rows count; --measure adds one.",
     "usable": "What the pool may grow to: free memory, minus context and margin.",
     "tensors": "What torch counts as allocated at its peak (max_memory_allocated). lisa-advise "
     "forecast lists what is live then.",
@@ -56,7 +56,8 @@ PARTS = {
 }  # fmt: skip
 
 EXPLANATIONS = PARTS | ROWS | PLAN_WORDS | SCORE_WORDS | VERDICTS
-LIKE, SLIP = 0.75, 0.8  # a likeness from which on a name may be meant, and is one: no phrase
+# How similar a typed word must be to a known one to be suggested, and to be taken for it.
+LIKE, SLIP = 0.75, 0.8
 # As forecasts call it, and words that stand for others.
 ALIASES = {
     "host": "host memory", "on the host": "in host memory", "rank": "r", "gb": "GiB",
@@ -90,8 +91,17 @@ def explain(name: str) -> str:
 
 
 def _within(phrase: str, known: Mapping[str, str]) -> list[str]:
-    """The words that a phrase contains, such as checkpointed in '2 of 36 layers checkpointed'."""
-    return list(dict.fromkeys(known[one] for one in known if f" {one} " in f" {phrase} "))
+    """The words that a phrase contains, such as checkpointed in '2 of 36 layers checkpointed'.
+
+    In its order; of 'card of', which stands for another word, the card is none.
+    """
+    found = [one for one in known if _contains(phrase, one)]
+    whole = [one for one in found if not any(one != it and _contains(it, one) for it in found)]
+    return list(dict.fromkeys(known[one] for one in sorted(whole, key=f" {phrase} ".index)))
+
+
+def _contains(phrase: str, words: str) -> bool:
+    return f" {words} " in f" {phrase} "
 
 
 def _bare(name: str) -> str:

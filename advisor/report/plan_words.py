@@ -26,7 +26,7 @@ def plan_text(plan: Plan) -> str:
 
 
 def changes(plan: Plan, other: Plan | None) -> str:
-    """The levers that `plan` has set differently from the other one, in a few words."""
+    """The levers in which `plan` differs from the other plan, in a few words."""
     if other is None:
         return plan_text(plan)
     names = [name for name in LEVERS if getattr(plan, name) != getattr(other, name)]

@@ -47,7 +47,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Level:
-    """A number of the advice that the picture has as a line across."""
+    """A number of the advice, drawn as a horizontal line."""
 
     name: str
     bytes: int
@@ -56,10 +56,10 @@ class Level:
 
 
 def levels(advice: Advice, forecast: Forecast) -> list[Level]:
-    """The lines of the picture: what a run may take and what it takes, with the text's figures.
+    """The lines of the picture: what a run may take and what it takes, as in the text.
 
-    The forecast's pool and tensors have lines of their own where they differ from the plan's figure
-    or the step's peak, as beside a measured row.
+    The forecast's pool and tensors get lines of their own if they differ from the plan's figure or
+    from the step's peak, for example where the figure is a measured row's.
     """
     assert advice.budget is not None and advice.needs is not None
     pool = forecast.tier("pool").bytes
@@ -173,7 +173,7 @@ def _label_axes(axes: Axes, step: Timeline, moments: int, top: float) -> None:
 
 
 def _peak_name(forecast: Forecast, peak: int) -> str:
-    """What the highest point is called: the forecast's tensors, unless they peak elsewhere."""
+    """The label of the highest point: the forecast's tensors, unless they peak elsewhere."""
     tensors = forecast.tier("tensors").bytes
     if gib(peak) == gib(tensors):  # the curve of compiled layers is of plain ones, made to fit
         return "peak of tensors"

@@ -86,7 +86,7 @@ def _batch_reasons(found: Found, budget: Budget) -> Iterator[Reason]:
 
 
 def _larger_batches(plan: Plan, most: int) -> str:
-    """Why the micro-batch is not one of the larger ones, up to `most`, that fit as well."""
+    """Why the micro-batch is not larger, although up to `most` would fit."""
     even = micro_batches(plan, most)[-1]
     if even > plan.micro_batch:
         return f"up to {even} would fit as well, and be no better"
@@ -96,15 +96,15 @@ def _larger_batches(plan: Plan, most: int) -> str:
 
 
 def _sharing_reason(found: Found) -> Reason:
-    """What questions gain that share the prefix of their picture."""
+    """How much faster questions are that share the prefix of their picture, and what it costs."""
     questions = found.choice.best.plan.questions_per_picture
     because = (
-        f"system prompt and picture are computed once for up to {questions} questions about it: "
-        f"{found.sharing_gain:.1f} times the questions a second where all have as many. A step "
-        "then sees fewer pictures: where they have one target in several wordings, lisa-tiny "
-        "learnt less in as many epochs "
-        f"(docs/speed.md). {found.sharing_gain:.1f} times the epochs take the time that one "
-        "question a picture does: --epochs; --set questions_per_picture=1 asks one"
+        f"up to {questions} questions share the system prompt and their picture: "
+        f"{found.sharing_gain:.1f} times the questions a second if all pictures have {questions}. "
+        "A step then sees fewer pictures: from several wordings of one target a picture, lisa-tiny "
+        "learnt less in the same number of epochs (docs/speed.md). In the time of one question a "
+        f"picture, {found.sharing_gain:.1f} times the epochs can be trained (--epochs); "
+        "--set questions_per_picture=1 asks one"
     )
     return Reason(
         setting="questions_per_picture", value=str(questions), because=because, basis="forecast"
@@ -112,7 +112,7 @@ def _sharing_reason(found: Found) -> Reason:
 
 
 def _instead(plan: Plan) -> str:
-    """What the memory that a plan is spared may be spent on instead."""
+    """What the plan could do with the memory that it saves."""
     wanted = ["less rounded weights"] if plan.quantization != "none" else []
     wanted += ["fewer layers in host memory"] if plan.host_layers else []
     wanted += ["fewer layers checkpointed"] if plan.checkpointed_layers else []
@@ -151,7 +151,7 @@ def _largest(found: Found) -> int | None:
 
 
 def _bytes_of_tokens(found: Found, count: int) -> int | None:
-    """What so many tokens of every row take of the pool, by what text takes."""
+    """Bytes of the pool that so many tokens of every row take, estimated by text tokens."""
     best, (short, long) = found.choice.best, TEXT_TOKENS
     at_short, at_long, here = (nearest(best.plan, n) for n in (short, long, found.text_tokens))
     if at_short is None or at_long is None or here is None:
@@ -223,9 +223,9 @@ def _adapter_reason(found: Found, budget: Budget) -> Reason:
 
 
 def _more_bytes(plan: Plan, found: Found) -> int | None:
-    """What `plan` takes more than the chosen one, both by shipped forecasts.
+    """Bytes that `plan` takes beyond the chosen plan, both by shipped forecasts.
 
-    The chosen one's own figure may be a row's, or not interpolated: their difference is no price.
+    The chosen plan's own figure will not do: it may be a tested row's, or not interpolated.
     """
     text, largest = found.text_tokens, _largest(found)
     both = plan.with_pictures_of(largest), found.choice.best.plan.with_pictures_of(largest)

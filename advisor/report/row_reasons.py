@@ -39,7 +39,7 @@ def measured_rows(model: str, rows: Iterable[TestedRow]) -> list[TestedRow]:
 def _pairs(
     plan: Plan, rows: Sequence[TestedRow], lever: str
 ) -> Iterator[tuple[TestedRow, TestedRow]]:
-    """Two rows each that differ in `lever` alone, the first with it as far as `plan` has it."""
+    """Pairs of rows that differ in `lever` alone; the first one has it as `plan` does."""
     alike: dict[object, list[TestedRow]] = {}  # but for the lever
     for row in rows:
         alike.setdefault(_but_for(lever, row), []).append(row)

@@ -110,7 +110,7 @@ def _number(document: Any, name: str) -> float | None:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The readable lines: the last one of a run that was killed may be torn."""
+    """The readable lines; if the run was killed, the last line may be cut off."""
     if not path.exists():
         return
     for line in _read(path).splitlines():

@@ -1,8 +1,7 @@
-"""Tested rows as a block for an issue: what was measured on which card, and nothing of a person.
+"""Tested rows as a block for an issue: what was measured on which card, and nothing personal.
 
-A row holds what a plan says, and so perhaps a folder's name; its note may hold an error's whole
-text. Both are left out. The rows stand as JSON lines inside the block, so that `table import` can
-take the text of an issue as it is.
+A row's plan may name a folder, and its note may hold an error's whole text: both are left out. The
+rows are JSON lines inside the block, so `table import` can read the text of an issue as it is.
 """
 
 from __future__ import annotations

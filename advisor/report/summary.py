@@ -12,8 +12,8 @@ from rich.text import Text
 
 from advisor.choice.preference import behind, fastest_of
 from advisor.machine.torch_builds import TORCH
-from advisor.report.cost_text import cost_lines, sparing_text, speed_text
-from advisor.report.findings import DATA, OPEN_NAME, UNIT
+from advisor.report.cost_text import cost_lines, shorter, sparing_text, speed_text
+from advisor.report.findings import BATCH, DATA, OPEN_NAME, UNIT
 from advisor.report.fp8_text import fp8_text
 from advisor.report.memory_bar import bar, legend
 from advisor.report.plan_words import changes, lora_text, storage_text
@@ -48,9 +48,10 @@ def first_screen(advice: Advice, console: Console) -> None:
         rows += others + notes
     else:
         room = SCREEN_LINES - _head_lines(advice, console) - 1
-        for text in _spare(advice):
+        for text, less in _spare(advice):
             if _height(rows, console) > room:
-                rows = [row for row in rows if row[1].plain != text]
+                rows = [_instead(row, text, less) for row in rows]
+                rows = [row for row in rows if row[1].plain]
         while others and _height(rows + others, console) > room:
             others.pop()
         rows += others
@@ -62,12 +63,18 @@ def first_screen(advice: Advice, console: Console) -> None:
         console.print(_table(rows))
 
 
-def _spare(advice: Advice) -> list[str]:
-    """What only --why says where the screen has no room for it, the least needed first."""
+def _instead(row: Row, text: str, less: str) -> Row:
+    return (row[0], Text(less)) if row[1].plain == text else row
+
+
+def _spare(advice: Advice) -> list[tuple[str, str]]:
+    """What is left to --why if the screen is full, the least needed first; and what the screen
+    then says instead, if anything."""
     saved = sparing_text(advice.duration, advice.disk) if advice.duration else ""
     once = [_data_text(note) for note in advice.findings
             if note.where == DATA and note.fix.startswith("--set")]  # fmt: skip
-    return [saved, *once, advice.plan.profile.start if advice.plan else ""]
+    gone = [saved, *once, advice.plan.profile.start if advice.plan else ""]
+    return [*((text, "") for text in gone), *shorter(advice)]
 
 
 def _data_text(note: Finding) -> str:
@@ -95,9 +102,9 @@ def commands(advice: Advice) -> list[str]:
 
 
 def needed_torch(advice: Advice) -> str:
-    """Which torch to install first, for a card that the usual builds do not serve; else ''.
+    """Which torch to install first, for a card that the usual builds do not support; else ''.
 
-    It stands right below the verdict: without it nothing that the advice says can be done.
+    It comes right below the verdict, because nothing else works without it.
     """
     older = next((one for one in advice.findings if one.where == TORCH), None)
     return "" if older is None else f"first {older.fix}"
@@ -129,6 +136,8 @@ def _lines(advice: Advice, console: Console) -> Iterator[Row]:
     for note in advice.findings:
         if note.where in (OPEN_NAME, UNIT):
             yield "card", Text(f"{note.what}; else {note.fix}")
+        elif note.where == BATCH:
+            yield BATCH, Text(note.what)
         elif note.where == DATA:
             yield "data", Text(_data_text(note))
     chosen = next((one for one in advice.reasons if one.setting == "model"), None)
@@ -171,7 +180,7 @@ def plan_line(plan: Plan) -> str:
 
 
 def batch_words(plan: Plan) -> str:
-    """Questions of a step, on how many pictures, and how many of these are computed at once."""
+    """How many questions a step has, on how many pictures, and how many pictures run at once."""
     asked, each = plan.effective_batch, plan.questions_per_picture
     rows = "one a picture"
     if each > 1:
@@ -204,7 +213,7 @@ def alternatives(advice: Advice) -> Iterator[tuple[str, str]]:
 def _why_not_usual(
     order: str, other: Candidate, best: Candidate, prefer: Preference, fastest: float
 ) -> str:
-    """Why the usual order passes over a plan that is not rounded as the best one is."""
+    """Why the usual order does not choose a plan whose weights are rounded less."""
     if prefer != "usual" or order != "precision":
         return ""
     speed = other.speed.samples_per_second
@@ -244,7 +253,7 @@ def _notes(advice: Advice) -> list[str]:
     """The findings, each as one line; what this machine lacks only where it is asked about."""
     notes = advice.findings if advice.what_if else (*advice.findings, *advice.machine.notes)
     runs = not advice.exit_code  # then a line of its own says what to convert first
-    said = OPEN_NAME, UNIT, TORCH, DATA, *(["weights"] if runs else [])
+    said = OPEN_NAME, UNIT, TORCH, BATCH, DATA, *(["weights"] if runs else [])
     lines = [str(note) for note in notes if note.where not in said]
     if text := fp8_text(advice):
         lines.append(text)

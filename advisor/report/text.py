@@ -81,7 +81,7 @@ def print_text(advice: Advice, console: Console, why: bool = False) -> None:
 
 
 def _in_lines(command: str) -> str:
-    """A command in lines of a picture, each but the last with a backslash at its end."""
+    """A command as lines of a picture; all but the last end with a backslash."""
     width = SVG_COLUMNS - len("    ") - len(" \\")
     lines = textwrap.wrap(command, width, break_long_words=False, break_on_hyphens=False)
     return " \\\n    ".join(lines)
@@ -213,7 +213,7 @@ def plan_lines(plan: Plan, duration: Duration | None = None) -> Iterator[tuple[s
 
 
 def _warmup(plan: Plan, duration: Duration | None) -> str:
-    """How many steps the learning rate rises, of how many where that is known."""
+    """For how many steps the learning rate rises, and out of how many if that is known."""
     asked = plan.schedule.warmup_steps
     if duration is not None:
         steps = duration.epochs * -(-duration.questions // plan.effective_batch)

@@ -193,7 +193,7 @@ class ModelProfile(Frozen):
         return self.most_image_tokens
 
     def needs_no_more(self, other: ModelProfile) -> bool:
-        """Whether this model surely takes no more memory than `other`."""
+        """Whether this model is sure to take no more memory than `other`."""
         return self.name == other.name
 
     @property
@@ -203,13 +203,13 @@ class ModelProfile(Frozen):
 
     @property
     def shipped_vocabulary(self) -> str:
-        """Of VOCABULARIES, the one for text without weights; empty: lisa-tiny's, with few ids."""
+        """The one of VOCABULARIES that counts text without weights; empty: lisa-tiny's."""
         known = VOCABULARIES.get(self.vocabulary, self.vocabulary_rows + 1)
         return self.vocabulary if known <= self.vocabulary_rows else ""
 
     @property
     def counts(self) -> str:
-        """What counts text if the weights, with which the tokenizer comes, are not here."""
+        """What counts text where the weights, and so the model's own tokenizer, are missing."""
         shipped = self.shipped_vocabulary
         return f"{shipped}'s vocabulary, shipped" if shipped else "lisa-tiny's tokenizer"
 

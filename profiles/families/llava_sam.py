@@ -8,14 +8,14 @@ from profiles.families import MASK, VISION, EncoderFacts, ModelProfile
 from profiles.records import Frozen
 from profiles.settings import Encoder, TrainedPart
 
-# The pool while SAM ViT-H encodes pictures (benchmarks/encoders.jsonl); CLIP's is far below what
-# training takes.
+# The pool while SAM ViT-H encodes pictures (benchmarks/encoders.jsonl). CLIP's pool is far smaller
+# than a training's.
 SAM_CACHING_BYTES = 2_845_835_264
 # What SAM ViT-H takes beside its products, as bytes at an H100's bandwidth (benchmarks/speed.py).
 SAM_MOVED_BYTES = 132e9
 
 
-# Of what a mask needs in SAM's mask decoder: all but the heads of other candidates.
+# Values of SAM's mask decoder that a mask needs: all but the heads of the other candidates.
 MASK_VALUES, TINY_MASK_VALUES = 3_506_304, 551_744
 
 

@@ -11,8 +11,8 @@ from profiles.settings import Encoder, TrainedPart
 
 # Forward products of SAM 2's large encoder for one picture, as torch counts them.
 SAM2_FLOPS = 1_824_968_933_376
-# The pool while pictures are encoded for the cache (benchmarks/encoders.jsonl): SAM 2's, and of the
-# vision tower what it takes beside its weights, a patch and at all.
+# The pool while pictures are encoded for the cache (benchmarks/encoders.jsonl): SAM 2's, and what
+# the vision tower takes beside its weights, for each patch and fixed.
 SAM2_CACHING_BYTES = 916_455_424
 PATCH_CACHING_BYTES, TOWER_CACHING_BYTES = 41, 233_000_000  # the former for each channel
 MASK_VALUES = 3_786_176  # of what a mask needs in SAM 2's mask decoder
@@ -188,7 +188,7 @@ class Profile(ModelProfile):
 
 
 def cut_to(height: int, width: int) -> tuple[int, int]:
-    """What of a picture is looked at: of a very long one the middle."""
+    """The part of a picture that the model sees: all of it, or the middle of a very long one."""
     return min(height, LONGEST * width), min(width, LONGEST * height)
 
 

@@ -587,7 +587,7 @@ def test_where_nothing_fits_the_plan_shown_lacks_the_least():
 @pytest.mark.parametrize(("vram", "model"), [(3, "sa2va-qwen3-vl-4b"), (4, "7b")])
 def test_host_memory_is_named_where_it_is_what_lacks(vram, model):
     short = _advise(target=Target(vram_bytes=vram * GIB, ram_bytes=8 * GIB), model=model)
-    assert short.verdict == "OOM" and "host memory is what lacks" in short.findings[0].what
+    assert short.verdict == "OOM" and "host memory is too small" in short.findings[0].what
     usual = _advise(vram_gib=vram, model=model)
     assert usual.verdict == "FITS" and usual.host_bytes > short.budget.host.bytes
 
@@ -598,7 +598,7 @@ def test_the_limit_on_pinned_memory_is_named_where_it_is_what_lacks():
     roomy = {"host_total_bytes": 20 * GIB, "host_available_bytes": 19 * GIB}
     short = advise(Machine(gpus=(card,), **roomy), "7b", ["quantization=none"])
     assert short.verdict == "OOM"
-    (finding,) = [one for one in short.findings if "is what lacks" in one.what]
+    (finding,) = [one for one in short.findings if "host memory is too small" in one.what]
     assert "would be pinned, 10.00 GiB, half of the machine's memory, may be" in finding.what
     assert finding.fix == "train in a machine with more memory"
 

@@ -13,6 +13,7 @@ from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target
 from advisor.preflight import advise
+from advisor.report.findings import BATCH
 from advisor.report.summary import SCREEN_LINES
 from advisor.report.text import PlainConsole, print_text
 from advisor.request import must_have_cards
@@ -89,11 +90,20 @@ def test_more_cards_than_there_are_is_an_error() -> None:
     assert ranks.plan == asked(EQUAL, "processes=2").plan
 
 
-def test_a_batch_that_cannot_be_shared_names_the_next_that_can() -> None:
+def test_a_batch_that_cannot_be_shared_becomes_or_names_the_next_that_can() -> None:
     target = Target(card=find_gpu("RTX 3090"))
+    usual, thrice = asked(EQUAL, "processes=8", target=target), "questions_per_picture=3"
+    assert usual.verdict == "FITS" and usual.plan is not None and usual.plan.effective_batch == 24
+    first = usual.findings[0]
+    assert first.where == BATCH and "24" in first.what and "effective_batch=24" in usual.command
+    plan = asked(EQUAL, "processes=16", target=target).plan
+    assert plan is not None and plan.effective_batch == 32, "the next, with one question a picture"
+    for settings, batch in (((thrice,), 24), (("questions_per_picture=1", "micro_batch=2"), 32)):
+        plan = asked(EQUAL, "processes=8", *settings, target=target).plan
+        assert plan is not None and plan.effective_batch == batch
     with pytest.raises(PlanError, match="one question a picture all must get the same") as error:
-        asked(EQUAL, "processes=8", target=target)
-    assert "effective_batch=24" in str(error.value)
+        asked(EQUAL, *TWO, "effective_batch=3", target=target)
+    assert "effective_batch=4" in str(error.value)
     with pytest.raises(PlanError, match="processes: .*64"):
         asked(EQUAL, "processes=100", target=target)
     fixed = asked(EQUAL, "processes=8", "effective_batch=24", target=target)

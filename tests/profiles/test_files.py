@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,8 @@ def test_a_regular_file_is_read_whole_up_to_the_bound(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     assert read_regular(path) == read_regular(path, 5) == b"12345"
+    if sys.platform == "linux":
+        assert read_regular(Path("/proc/self/stat"))  # whose size is said to be 0
     with pytest.raises(OSError, match="allowed: at most 0 MiB"):
         read_regular(path, 4)
 

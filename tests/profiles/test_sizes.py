@@ -23,6 +23,7 @@ from profiles.sizes import GIB, parse_size
         ("8192 M", 8 * GIB),
         ("8192MB", 8192 * 10**6),
         ("512", 512 * GIB),
+        ("1TiB", 1024 * GIB),
     ],
 )
 def test_what_people_type(text, size):
@@ -46,7 +47,7 @@ def test_what_people_type(text, size):
         ("nan", "such as 8GiB"),
         ("infGiB", "such as 8GiB"),
         ("1e9", "such as 8GiB"),
-        ("8 KiB", "units: GiB, MiB, GB, MB"),
+        ("8 KiB", "units: GiB, MiB, TiB, GB, MB, TB"),
         ("8GiBs", "such as 8GiB"),
         ("8.5.5", "such as 8GiB"),
         ("\uff18GiB", "such as 8GiB"),

@@ -137,14 +137,14 @@ def test_one_model_is_loaded_asked_and_let_go(page: Page, model: str) -> None:
 def test_a_model_that_nobody_asks_leaves_the_memory(
     home: Path, page: Page, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(answers, "IDLE_SECONDS", 0.05)
     with TestClient(create_app([home]), base_url=HERE) as client:
         other = Page(client, home)
         other.ask("load", model=model)
         until = time.monotonic() + 20
         while other.ask("desk")["loaded"]:
             assert time.monotonic() < until
-            time.sleep(0.05)
+            time.sleep(0.01)
 
 
 def test_a_late_question_does_not_stop_the_unloading(

@@ -19,26 +19,31 @@ from trainer.reporter import Progress
 
 
 def test_progress_comes_before_the_answer(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked_twice = threading.Event()
+    shown, line = threading.Event(), slow._line
 
     def work(asked: Any, places: Places, progress: Progress) -> dict[str, str]:
         progress("checking pictures", 3, 9)
-        asked_twice.wait(5)
+        shown.wait(30)
         if asked.data == "work/none":
             return {"data": places.folder(asked.data).name}
         if asked.data == "defect":
             raise KeyError("a secret place")
         return {"data": asked.data}
 
+    def shows(content: dict[str, str]) -> bytes:
+        if "checking" in content.get("progress", ""):
+            shown.set()
+        return line(content)
+
     monkeypatch.setattr(slow, "PAUSE", 0.02)
+    monkeypatch.setattr(slow, "_line", shows)
     monkeypatch.setitem(ACTIONS, "check", (ACTIONS["check"][0], Slow(work)))
     for data, last in (
         ("work", {"data": "work"}),
         ("work/none", {"error": "work/none: is not there"}),
         ("defect", {"error": "the server failed"}),
     ):
-        asked_twice.clear()
-        threading.Timer(0.2, asked_twice.set).start()
+        shown.clear()
         answer = page.client.post("/api/check", json={"data": data})
         *on_the_way, told = map(json.loads, answer.text.splitlines())
         assert on_the_way and told == last

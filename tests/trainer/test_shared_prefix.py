@@ -6,10 +6,12 @@ The separate rows are collated as conversations always were, without blocks, pla
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -105,6 +107,16 @@ def both(plan: Plan, *pictures: Sequence[int], caches: Caches | None = None) -> 
     return Both(collate(separate, tokenizer), collate(shared, tokenizer))
 
 
+def trained_model(plan: Plan) -> SegmentationModel:
+    """As after a few steps: while B is zero, every A's gradient is zero too."""
+    model = build(plan, read_tokenizer(plan), torch.device("cpu"))
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_B" in name:
+                tensor.normal_(std=0.02)
+    return model
+
+
 Gradients = dict[str, Tensor]
 
 
@@ -140,11 +152,26 @@ def size_of(gradients: Gradients) -> float:
     return apart_by(gradients, {name: torch.zeros(()) for name in gradients})
 
 
-def assert_equal(model: SegmentationModel, found: Both) -> tuple[Gradients, Gradients]:
+@contextmanager
+def exact_attention() -> Iterator[None]:
+    """Attention alone in fp64: with fp32 scores of 24 an exponential is off by up to 1e-6, in
+    separate and shared rows differently."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def exactly(*qkv: Tensor, attn_mask: Tensor | None = None, **rest: Any) -> Tensor:
+        mask = None if attn_mask is None else attn_mask.double()
+        return attend(*(t.double() for t in qkv), attn_mask=mask, **rest).to(qkv[0].dtype)
+
+    with patch.object(torch.nn.functional, "scaled_dot_product_attention", exactly):
+        yield
+
+
+def assert_equal(
+    model: SegmentationModel, found: Both, each: float | None = None
+) -> tuple[Gradients, Gradients]:
     """Losses, gradients and masks agree; returns the gradients of separate and of shared rows.
 
-    Each tensor's gradient within 1e-12 in fp64. In fp32, where K rows are added up in another order
-    than one, all together within 2e-6.
+    The gradients of `each` tensor within so much of its own, all together within 2e-6.
     """
     sums, gradients, masks = results(model, found.separate)
     shared_sums, shared_gradients, shared_masks = results(model, found.shared)
@@ -152,13 +179,12 @@ def assert_equal(model: SegmentationModel, found: Both) -> tuple[Gradients, Grad
     assert float((shared_masks - masks).norm()) <= 1e-6 * float(masks.norm())
     assert shared_gradients.keys() == gradients.keys()
     whole = size_of(gradients)
-    if model.dtype == torch.float32:
-        assert apart_by(gradients, shared_gradients) <= 2e-6 * whole
-    else:
-        for name, value in gradients.items():
-            off = float((value - shared_gradients[name]).norm())
-            # A key's bias has no effect on a softmax: its gradient is rounding alone.
-            assert off <= 1e-12 * float(value.norm()) + 1e-15 * whole, name
+    assert apart_by(gradients, shared_gradients) <= 2e-6 * whole
+    for name, value in gradients.items() if each else ():
+        off = float((value - shared_gradients[name]).norm())
+        # A key's bias has no effect on a softmax: its gradient is rounding alone.
+        assert off <= each * float(value.norm()) + each / 1000 * whole, name
+    assert all(bool(value.any()) for name, value in gradients.items() if "lora" in name)
     return gradients, shared_gradients
 
 
@@ -192,23 +218,28 @@ IN_FP32 = ("host layers", "NF4", "encoders in every step")
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_shared_row_equals_its_separate_rows(shape: list[list[int]], caches: Caches) -> None:
-    """In fp64 they are the same; in fp32 both are about as far from that."""
+    """In fp64 they are the same; in fp32 both are about as far from that, and attention is why."""
     plan = tiny_plan(**CACHED)
     found = both(plan, *shape, caches=caches)
-    model = build(plan, read_tokenizer(plan), torch.device("cpu"))
+    model = trained_model(plan)
     separate, shared = assert_equal(model, found)
-    truth, _ = assert_equal(exact(model), found)
+    with exact_attention():
+        assert_equal(model, found, each=1e-6)  # up to 0.6e-6
+    truth, _ = assert_equal(exact(model), found, each=1e-12)
     assert 0 < apart_by(shared, truth) < 3 * apart_by(separate, truth)  # 0.97 to 2.4 times
 
 
 @pytest.mark.parametrize("lever", LEVERS)
 def test_under_every_lever(lever: str, caches: Caches) -> None:
     plan = tiny_plan(**(CACHED | LEVERS[lever]))
-    model = build(plan, read_tokenizer(plan), torch.device("cpu"))
+    model = trained_model(plan)
     kept = caches if plan.cached_encoders else None
+    found = both(plan, [0, 2, 3], [1], caches=kept)
     if lever not in IN_FP32:
-        model = exact(model)
-    assert_equal(model, both(plan, [0, 2, 3], [1], caches=kept))
+        assert_equal(exact(model), found, each=1e-12)
+    else:
+        with exact_attention():
+            assert_equal(model, found, each=1e-6)  # up to 0.4e-6
 
 
 @pytest.fixture
@@ -226,8 +257,8 @@ def test_another_familys_positions_and_layer_inputs_too() -> None:
          "dtype": "fp32", "mask_loss_resolution": 32, "micro_batch": 1, "effective_batch": 1,
          "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}}
     )  # fmt: skip
-    model = build(plan, read_tokenizer(plan), torch.device("cpu"))
-    assert_equal(exact(model), both(plan, [0, 3, 1], [2]))
+    model = trained_model(plan)
+    assert_equal(exact(model), both(plan, [0, 3, 1], [2]), each=1e-12)
 
 
 def test_a_block_does_not_change_with_another_ones_text() -> None:
@@ -270,7 +301,7 @@ def test_the_mask_is_made_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(segmentation_model, "attention_mask", counted)
     plan = tiny_plan()
-    model = build(plan, read_tokenizer(plan), torch.device("cpu"))
+    model = trained_model(plan)
     model.predict(both(plan, [0, 1]).shared)
     assert len(made) == 1 < len(model.decoder_layers)
 

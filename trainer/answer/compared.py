@@ -46,7 +46,7 @@ def differences(first: Scored, other: Scored) -> Iterator[str]:
 
 
 def _kind(path: Path) -> tuple[str, str, str]:
-    """What was scored: equal for two runs whose scores can be compared."""
+    """Identifies what was scored: equal for two runs whose scores can be compared."""
     scores = read_object(path)
     return str(scores.get("split")), str(scores.get("answers")), data_named(scores)
 
@@ -62,10 +62,10 @@ def _ious(scores: Path) -> dict[str, float]:
 
 
 def _sentence(apart: np.ndarray, name: str, other: str) -> str:
-    """Which run is better by a mean difference, if that is more than the choice of questions makes.
+    """Which run is better on average, if the difference is more than the choice of questions makes.
 
-    The interval is that of `MaskScores.intervals`, over the questions' differences: what is easy or
-    hard for both runs does not widen it.
+    The interval is that of `MaskScores.intervals`, over the differences question by question, so
+    questions that are easy or hard for both runs do not widen it.
     """
     of, mean = counted(len(apart), "question"), apart.mean()
     if len(apart) < 2:

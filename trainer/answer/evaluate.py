@@ -103,6 +103,8 @@ def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str
     document = {**facts, **found.summary(), "plan": segmenter.plan.content_hash,
                 "versions": versions()}  # fmt: skip
     write_whole(folder / SCORES, json.dumps(document, indent=2) + "\n")
+    for name in FILES[1:]:  # should the disk be full now, none is left that is not of these scores
+        (folder / name).unlink(missing_ok=True)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows()]
     write_whole(folder / "images.jsonl", "".join(lines))
     _write_extremes(found, segmenter, folder / "extremes.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.images import read_image
-from trainer.data.overlays import MARKED, captioned, overlay
+from trainer.data.overlays import captioned, overlay, write_picture
 
 if TYPE_CHECKING:
     from trainer.answer.question import Answer
 from trainer.answer.question import Question
 
-# What `write_pictures` writes: when a folder is asked about again, these are not questions.
+# Names that `write_pictures` gives: when a folder is asked about again, these are not its pictures.
 WRITTEN = re.compile(r"(.+?)(?:-\d+)?\.(?:mask(?:-\d+)?|overlay)\.png")
 PICTURE_OF = re.compile(r"(.+)\.(?:mask(?:-[1-9][0-9]*)?|overlay)\.png")  # of a STEM
 NAMED = 8  # of the files that are left out
@@ -52,20 +52,31 @@ def write_pictures(question: Question, answer: Answer, stem: Path) -> list[Path]
     """STEM.mask.png (of several [SEG]: STEM.mask-1.png, …) and STEM.overlay.png, if any mask.
 
     Files of an earlier answer under these names are removed: they would seem to be this one's.
+    Raises OSError, DataError; then no file of either answer is left.
     """
     files: list[Path] = []
-    if len(answer.masks):
-        for number, mask in enumerate(answer.masks, 1):
-            name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
-            files.append(stem.with_name(stem.name + name))
-            Image.fromarray(mask.astype(np.uint8) * 255).save(files[-1], **MARKED)
-        files.append(stem.with_name(stem.name + ".overlay.png"))
-        shown = captioned(overlay(read_image(question.image), [*answer.masks]), question.text)
-        Image.fromarray(shown).save(files[-1], **MARKED)
-    for path in written_before(stem.parent, [stem]):
-        if path not in files:
-            path.unlink(missing_ok=True)
+    try:
+        for name, picture in _pictures(question, answer):
+            path = stem.with_name(stem.name + name)
+            files.append(write_picture(Image.fromarray(picture), path))
+    except Exception:
+        files.clear()
+        raise
+    finally:
+        for path in written_before(stem.parent, [stem]):
+            if path not in files:
+                path.unlink(missing_ok=True)
     return files
+
+
+def _pictures(question: Question, answer: Answer) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The pictures of an answer, each with what is appended to its name."""
+    for number, mask in enumerate(answer.masks, 1):
+        name = f".mask-{number}.png" if len(answer.masks) > 1 else ".mask.png"
+        yield name, mask.astype(np.uint8) * 255
+    if len(answer.masks):
+        shown = overlay(read_image(question.image), [*answer.masks])
+        yield ".overlay.png", captioned(shown, question.text)
 
 
 def written_before(folder: Path, stems: Iterable[Path]) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Where the scores of an evaluation go, and whose they are; without torch.
+"""Where an evaluation's scores go, and which data and model they belong to; without torch.
 
-Scores on a run's own data and on others lie beside each other in folders `evaluation-…`.
+Scores on the run's own data and on other data lie side by side in folders `evaluation-…`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILES = (SCORES, "images.jsonl", "extremes.png")  # in the order in which they a
 
 
 def run_of(model: Path) -> Path | None:
-    """The run folder that a run or one of its checkpoints is of; None for an export."""
+    """The run folder that a run or one of its checkpoints belongs to; None for an export."""
     return next((one for one in (model, model.resolve().parent) if (one / RECORD).is_file()), None)
 
 
@@ -31,8 +31,8 @@ def scores_folder(
 ) -> Path:
     """The folder in `base` for a model's scores on a split of `data`.
 
-    For data that are not the run's own it is called after them, with a number if the figures of
-    others are there.
+    For other data than the run's own it is named after that data, with a number if the folder of
+    that name holds other figures.
     """
     name = f"evaluation-{split}" + ("-generated" if generated else "")
     if _is_own(model, data):

@@ -20,7 +20,7 @@ from trainer.answer.trained_model import Trained
 from trainer.batch import Batch, Encoded, shared_tokens, sharing_prefix
 from trainer.data.images import read_image, size_of
 from trainer.data.samples import batch_of, image_tokens
-from trainer.model.answering import Answering, Said, never
+from trainer.model.answering import Answering, Said, not_stopped
 from trainer.model.build import read_tokenizer
 from trainer.model.families import family_of
 from trainer.model.layers.replayed import own_stream
@@ -29,8 +29,8 @@ from trainer.parallel.accelerator import make_accelerator
 from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 
-# Tokens of an answer for which several questions in a row leave room: LISA's templates have 4 to 11
-# of LLaMA's, and one long answer more is shared by all; an answer that explains has up to all.
+# Tokens of room for each answer where several questions share a row: LISA's templates take 4 to 11
+# LLaMA tokens. One long answer's room is added for all to share: an explanation may use all of it.
 USUAL, EXPLAINED = 8, 64
 SILENT = Reporter(lambda text: None, lambda what, done, total: None)
 
@@ -44,8 +44,10 @@ def longest_question(questions: Sequence[Question], tokenizer: ConversationToken
 def longest_row(
     questions: Sequence[Question], tokenizer: ConversationTokenizer, limits: TokenLimits
 ) -> int:
-    """Text tokens of the longest row in which `Segmenter.ask_all` answers some of these questions,
-    with the room that it takes beyond that of one answer. Raises PromptError."""
+    """Text tokens of the longest row in which `Segmenter.ask_all` answers some of these questions.
+
+    Includes the room for their answers beyond that of a single answer. Raises PromptError.
+    """
     rows: dict[Path, tuple[list[Question], list[Encoded]]] = {}
     for question in questions:
         asked, encoded = rows.setdefault(question.image, ([], []))
@@ -74,14 +76,14 @@ def largest_picture(questions: Sequence[Question], plan: Plan) -> int:
 class Segmenter:
     """A trained model ready for questions about `images`.
 
-    The encoders that the plan caches run on all pictures first, one encoder after the other, and
-    leave the card before the rest is loaded: together they may not fit where each one does. Their
-    features are kept in the cache that training uses. The others stay, and any picture can be
-    asked about. Questions about one picture in a row share its features and its prefix, and those
-    that are asked together are answered together.
+    The encoders that the plan caches first run on all pictures, one encoder after the other, and
+    leave the card before the model is loaded: each may fit where all together do not. Their
+    features stay in the cache that training uses. Encoders that are not cached stay loaded, so that
+    any picture can be asked about. Consecutive questions about a picture share its features and its
+    prefix, and `ask_all` answers them together.
 
-    On a card all of it runs on a stream of its own, which becomes that of the thread that
-    asks: one at a time.
+    On a card everything runs on a stream of its own, which becomes the asking thread's stream. Only
+    one thread may ask at a time.
     """
 
     def __init__(
@@ -103,7 +105,7 @@ class Segmenter:
         self.caches = prepare_caches(self.plan, pictures, cache_root, self.accelerator, reporter)
         self.model = trained.load(self.plan, self.tokenizer, self.device)
         self.answering: Answering | None = None
-        self.stopped: Callable[[], bool] = never  # asked at each token
+        self.stopped: Callable[[], bool] = not_stopped  # asked at each token
         # Of the last picture: its file, its features, and the tokens of a question about it.
         self.seen: tuple[Path, int, int] | None = None
         self.features: dict[Encoder, dict[str, Tensor]] = {}
@@ -122,8 +124,8 @@ class Segmenter:
         """Answers in order; several questions in a row about one picture are answered together.
 
         Together they take no more tokens than one question may have (`tokens.max_text_tokens`). An
-        answer's seconds are its share of that, and its own. Raises PromptError, DataError, and
-        Stopped where `stopped` says so.
+        answer's seconds are its share of the common time, and its own. Raises PromptError,
+        DataError, and Stopped if `stopped` returns true.
         """
         for image, those in groupby(questions, attrgetter("image")):
             asked = [*those]
@@ -232,8 +234,10 @@ class Segmenter:
 def _groups(
     questions: Sequence[Question], rows: Sequence[Encoded], limits: TokenLimits
 ) -> Iterator[Group]:
-    """Questions as they are answered together: in order, and with their usual answers no more
-    tokens than one question may have. They share the room for its answer, too."""
+    """Groups of questions to answer together, in order.
+
+    With their usual answers a group takes no more tokens than one question may have.
+    """
     group: list[Encoded] = []
     said = 0  # tokens of the group's usual answers
     for question, row in zip(questions, rows, strict=True):

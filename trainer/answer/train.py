@@ -25,10 +25,10 @@ def train(
 ) -> dict[str, Any]:
     """Train in this process, in a new run folder; returns the summary, as summary.json has it.
 
-    The folder is one of `lisa-train`: `--resume` continues what was ended, and everything that
-    takes a run takes it. A plan of several processes needs a launcher, with this call in each.
-    Raises FileExistsError for a folder that is not empty, DataError, and whatever ends a training,
-    after an out-of-memory error too: nothing here tries a smaller plan.
+    The folder is a run folder like `lisa-train`'s: `lisa-train --resume` continues it, and every
+    command that takes a run takes it. A plan of several processes needs a launcher, with this call
+    in each process. Raises FileExistsError for a folder that is not empty, DataError, and whatever
+    ends a training, out-of-memory errors included: nothing here tries a smaller plan.
     """
     use_allocator(plan)
     if folder.exists() and not is_vacant(folder):

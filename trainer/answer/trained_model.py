@@ -34,12 +34,12 @@ class Trained:
 
     @property
     def may_round(self) -> bool:
-        """Whether the base weights may be quantised in any way: none was used in training."""
+        """Whether inference may choose any storage of the base weights: training has fixed none."""
         return self.folder is None
 
     @property
     def fingerprint(self) -> str:
-        """What identifies the tensors that answer. Raises WeightsError."""
+        """Identifies the tensors that the answers come from. Raises WeightsError."""
         from trainer.model.weights import fingerprint_of, weight_source
 
         own = [] if self.folder is None else [fingerprint_of([self.folder / TRAINED])]
@@ -81,8 +81,8 @@ def find_trained(
 ) -> Trained:
     """The trained model in `where`, with settings for inference; without a GPU for the CPU.
 
-    `sees_gpu` is asked where the model was trained on one; by default torch says it. Products are
-    in dtype, so that a run's answers are the same on cards with FP8 and without.
+    `sees_gpu` says whether there is a GPU for a model that was trained on one; by default torch
+    says it. Products are in dtype, so that answers are the same on cards with and without FP8.
 
     Raises ValueError where there is no model, PlanError.
     """

@@ -81,13 +81,13 @@ def _advised(machine: Machine, options: TrainOptions, data: Path, assignments: l
 
 
 def _print_findings(advice: Advice) -> None:
-    """Print what of the advice's findings concerns a training of its plan."""
+    """Print the advice's findings that concern a training of its plan."""
     from advisor.machine.torch_builds import TORCH
     from advisor.machine.versions import VERSIONS
-    from advisor.report.findings import PICTURES
+    from advisor.report.findings import BATCH, PICTURES
 
     for finding in advice.findings:
-        if finding.where in (VERSIONS, PICTURES, TORCH):
+        if finding.where in (VERSIONS, BATCH, PICTURES, TORCH):
             tell(f"note: {finding}")
 
 
@@ -121,7 +121,7 @@ def _refuse_large_on_cpu(model: str, on_cpu: bool) -> None:
 
 
 def refuse_gpus_on_cpu(gpus: int | None, on_cpu: bool) -> None:
-    """End if GPUs are asked for by --gpus, and the training would be on the CPU."""
+    """End if --gpus asks for GPUs and the training would run on the CPU."""
     if gpus is not None and on_cpu:
         fail(
             f"--gpus: got {gpus}, and this training would be on the CPU\n"

@@ -38,13 +38,16 @@ _HELP = {
     errno.ENOMEM: "close other programs",
     errno.EAGAIN: "allow more processes (ulimit -u)",
 }
+# What to do after that: by most commands, and by one that trains.
+AGAIN = "the same command again"
+RESUME = "lisa-train --resume RUN; if no run has begun, the same command again"
 
 
 class LineProgress:
     """Progress as lines with the time left: one every `pause` seconds, and the last one.
 
-    Silent for the first `patience` seconds: what ends by then needs no progress. The time left is
-    the phase's, and the whole run's where that is known.
+    Silent for the first `patience` seconds: work that ends by then needs no progress. It shows the
+    time left of the phase and, where known, of the whole run.
     """
 
     def __init__(self, patience: float = 0, pause: float = 10) -> None:
@@ -118,8 +121,11 @@ def reporter() -> Iterator[Reporter]:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Print errors that a user can fix and end with an exit code; anything else is a defect."""
+def user_errors(again: str = AGAIN) -> Iterator[None]:
+    """Print errors that a user can fix and end with an exit code; anything else is a defect.
+
+    `again`: what to do once the system works again.
+    """
     try:
         yield
     except typer.Exit:
@@ -138,21 +144,20 @@ def user_errors() -> Iterator[None]:
         # A usage error, which profiles/start.py reports; a reader who has gone, as `head` goes.
         if error.errno in (errno.ENAMETOOLONG, errno.EPIPE):
             raise
-        tell(f"error: {_of_the_system(error)}")
+        tell(f"error: {of_the_system(error, again)}")
         raise typer.Exit(EXIT_FAILED) from None
     except RuntimeError as error:
         tell(f"error: {error}")
         raise typer.Exit(EXIT_FAILED) from None
 
 
-def _of_the_system(error: OSError) -> str:
+def of_the_system(error: OSError, again: str) -> str:
     """What the disk, or another part of the machine, refused; one without a number says it all."""
     if error.errno in (None, errno.EINVAL):  # words of our own, such as of a pipe for a file
         return refused(error)
     said = refused(error) if error.filename else reason(error)
     fix = _HELP.get(error.errno, "see whether the disk, or the network folder, still works")
-    again = "then start again; lisa-train --resume continues a run"
-    return f"{said}\n    hint: {fix}, {again}"
+    return f"{said}\n    hint: {fix}, then {again}"
 
 
 @contextmanager

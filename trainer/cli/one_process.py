@@ -12,7 +12,7 @@ import typer
 from profiles.exits import EXIT_FAILED, EXIT_OUT_OF_MEMORY
 from profiles.streams import tell
 from profiles.text import argument, counted, one_line, time_text
-from trainer.cli.console import next_steps, reporter, user_errors
+from trainer.cli.console import RESUME, next_steps, reporter, user_errors
 from trainer.cli.planned_run import Data, PlannedRun, read_data
 from trainer.process import import_libraries, try_segments, use_allocator, use_threads
 from trainer.run.folder import OVERLAY
@@ -27,14 +27,14 @@ def worker(
     folder: Annotated[Path, typer.Argument()],
     resumes: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
-    """One of the processes that lisa-train starts: the run folder has the plan and all else."""
+    """One of the processes that lisa-train starts: it reads its settings from the run folder."""
     import_libraries()
     from profiles.plan import Plan
     from trainer.run.resume import resumable
     from trainer.run.shortages import OutOfMemory
     from trainer.run.started import Started
 
-    with user_errors():
+    with user_errors(RESUME):
         plan, started = Plan.read(folder / "plan.json"), Started.read(folder)
         run = PlannedRun(plan, folder, started, resumes=resumes)
         try:
@@ -57,10 +57,10 @@ def train_here(run: PlannedRun, data: Data, checkpoint: Path | None) -> None:
         from trainer.answer.evaluate import run_sheet
         from trainer.run.validation import outcome
 
-        sheet = run_sheet(training, folder / OVERLAY, count=6)
         for line in outcome(summary, folder):
             display.line(line)
         display.line(took_line(_seconds_here(), run.expected.seconds, run.resumes))
+        sheet = run_sheet(training, folder / OVERLAY, count=6)
         display.line(f"run folder {one_line(folder)}, overlay {one_line(sheet)}")
         display.line(next_steps(folder))
 
@@ -73,7 +73,7 @@ def _seconds_here() -> float:
 
 
 def took_line(seconds: float, forecast_seconds: float | None, resumed: bool) -> str:
-    """How long a run took, beside what was forecast; of a resumed one the part since then."""
+    """How long a run took, beside its forecast; for a resumed run only the time since then."""
     took = f"took {time_text(seconds)}" + " since it was resumed" * resumed
     if forecast_seconds is None:
         return took
@@ -86,7 +86,7 @@ def _plan_line(plan: Plan, samples: int) -> str:
     questions = plan.questions_per_picture
     batch = f"{plan.micro_batch} × {plan.accumulation}{processes}"
     if questions > 1:
-        batch = f"{plan.effective_batch} questions, {batch} pictures of up to {questions}"
+        batch = f"{plan.effective_batch} questions, up to {questions} a picture, {batch}"
     return (
         f"plan {plan.content_hash}: {plan.model} on {plan.device}, {plan.quantization}, "
         f"LoRA {f'r={plan.lora.rank}' if plan.lora else 'off'}, "

@@ -21,7 +21,7 @@ from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from profiles.files import refused
 from profiles.streams import tell
 from profiles.text import counted
-from trainer.cli.console import LineProgress, user_errors
+from trainer.cli.console import RESUME, LineProgress, user_errors
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, read_data
 from trainer.parallel.launch import is_main
@@ -81,11 +81,11 @@ def _report_card(ranks: Ranks, machine: Machine) -> None:
 
 
 def weakest(machine: Machine) -> Machine:
-    """The machine to advise for: of a launch's, the one with the weakest card of all ranks.
+    """The machine to advise for: the one with the weakest card among all ranks.
 
-    Every rank has the same plan, so it must fit the card with the least free memory; of such cards
-    the oldest one decides. The machine has the cards of its ranks, and the least host memory of
-    all machines.
+    All ranks have the same plan, so it must fit the card with the least free memory; among equals
+    the oldest card decides. The result has the cards of that machine's ranks, and the least host
+    memory of all machines.
     """
     ranks = Ranks.here()
     if ranks.count == 1:
@@ -120,10 +120,10 @@ def _strength(gpu: Gpu) -> tuple[int, tuple[int, ...]]:
 
 @contextmanager
 def deciding() -> Iterator[None]:
-    """`user_errors` of rank 0: if it ends before it has announced a run, so do the others."""
+    """`user_errors` of rank 0: if it ends before it announces a run, the other ranks end too."""
     code, said = 0, "see what it says"
     try:
-        with user_errors():
+        with user_errors(RESUME):
             try:
                 yield
             except Exception as error:

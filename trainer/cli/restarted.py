@@ -1,6 +1,6 @@
 """Runs whose launcher starts them again after a failure: `torchrun --max-restarts N`.
 
-It repeats its command, so the run that this command began is found, and resumed.
+The launcher repeats its command; the run that the first attempt began is found and resumed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.run.started import CannotResume, Started
 
 
 def launcher_name() -> str:
-    """A name that no other launcher has, of the one that started this process; '' if none did."""
+    """A unique name for the launcher that started this process; '' if none did."""
     if not is_launched(os.environ):
         return ""
     import psutil

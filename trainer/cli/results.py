@@ -98,8 +98,12 @@ def _scored(
         with reporter() as display:
             segmenter = Segmenter(trained, pictures, feature_cache(), display, plan)
             found = (generated if generate else teacher_forced)(segmenter, items, display)
-            write(found, segmenter, target, facts)
-    summary = found.summary()
+            summary = found.summary()
+            try:
+                write(found, segmenter, target, facts)
+            except OSError:  # the work is done: its result is said at least
+                tell("\n".join([f"not all is written to {target}:", *lines(summary)]))
+                raise
     return summary, lines(summary), target
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -19,7 +20,7 @@ from profiles.own_files import refuse_others
 from profiles.shared_options import TRAINED_HELP, Settings
 from profiles.streams import say, set_streams, tell
 from profiles.text import one_line, some
-from trainer.cli.console import user_errors
+from trainer.cli.console import AGAIN, of_the_system, user_errors
 from trainer.process import (
     clear_leftover_variables,
     feature_cache,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from trainer.answer.trained_model import Trained
 
 app = Commands()
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # what refuses one answer refuses all
 OF_SERVER = {"host", "port"}  # options that say where --serve listens
 
 
@@ -206,41 +208,54 @@ def _answers(
     for place, (one, _) in enumerate(named):
         places.setdefault(one.image, []).append(place)
     rows: dict[int, dict[str, Any]] = {}
-    # Picture by picture: what its questions share is computed once.
-    for picture, its in places.items():
-        these = [named[place] for place in its]
-        if segmenter is None or picture in broken:
-            done = [row_of_unanswered(one, broken[picture]) for one, _ in these]
-        else:
-            done = _answered(segmenter, these, as_json, several=len(named) > 1)
-        rows.update(zip(its, done, strict=True))
-    return [rows[place] for place in range(len(named))]
+    why = ""
+    try:
+        # Picture by picture: what its questions share is computed once.
+        for picture, its in places.items():
+            these = [named[place] for place in its]
+            if segmenter is None or picture in broken:
+                done = iter([row_of_unanswered(one, broken[picture]) for one, _ in these])
+            else:
+                done = _answered(segmenter, these, as_json, several=len(named) > 1)
+            for place, row in zip(its, done, strict=True):
+                rows[place] = row
+    except OSError as error:
+        if error.errno not in NO_ROOM or len(named) == 1:
+            raise
+        why = refused(error)
+        whole = sum("answer" in row for row in rows.values())
+        tell(
+            f"error: {of_the_system(error, AGAIN)}\n"
+            f"{whole} of {len(named)} answers are written, each whole; of the others nothing is"
+        )
+    return [rows.get(place) or row_of_unanswered(one, why) for place, (one, _) in enumerate(named)]
 
 
 def _answered(
     segmenter: Segmenter, asked: list[tuple[Question, Path]], as_json: bool, several: bool
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Ask about one picture, write and print the answers; their JSON rows.
 
-    An error affects the answer that cannot be written, or those that the picture does not get.
+    An error costs the answer that cannot be written, or the picture's remaining answers.
+    Raises OSError where no other could be written either.
     """
     from trainer.answer.output import row_of_unanswered
 
     most = segmenter.plan.tokens.max_masks
     answers = segmenter.ask_all([question for question, _ in asked], most)
-    rows, why = [], ""
+    why = ""
     for question, stem in asked:
         try:
-            rows.append(_written(question, next(answers), stem, as_json, several))
+            row = _written(question, next(answers), stem, as_json, several)
         except StopIteration:  # it ended with the error printed before
-            rows.append(row_of_unanswered(question, why))
+            row = row_of_unanswered(question, why)
         except (OSError, ValueError) as error:
-            if not several:
+            if not several or getattr(error, "errno", None) in NO_ROOM:
                 raise
             why = refused(error) if isinstance(error, OSError) else str(error)
             tell(f"error: {one_line(question.image)}: {why}")
-            rows.append(row_of_unanswered(question, why))
-    return rows
+            row = row_of_unanswered(question, why)
+        yield row
 
 
 def _written(

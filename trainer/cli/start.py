@@ -32,7 +32,7 @@ def start_run(run: PlannedRun) -> None:
     try:
         _prepare_and_train(run)
     except KeyboardInterrupt as error:
-        # One with text has saved; else it came before the training, or was a second Ctrl-C.
+        # An interrupt with text has saved. Others came before the training, or are a second Ctrl-C.
         raise KeyboardInterrupt(str(error) or _how_to_resume(run.folder)) from None
     except typer.Exit as error:
         if error.exit_code == EXIT_INTERRUPTED:  # the processes were training
@@ -126,7 +126,7 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
 def _check_features(plan: Plan, data: Data, cache: Path) -> None:
     """Raise CannotResume if features would have to be built in a folder that takes no files.
 
-    Of a mixture only the pictures to validate on are looked for: which others it shows is drawn.
+    For a mixture only the validation pictures are checked: the training pictures are drawn later.
     """
     import_libraries()
     from trainer.data.samples import image_paths
@@ -224,7 +224,7 @@ def _recovered(plan: Plan, folder: Path, started: Started) -> Plan:
     """The plan to continue with: a smaller one if the run has just run out of memory."""
     from trainer.run import shortages as recovery
 
-    place = recovery.unhandled(folder)
+    place = recovery.open_report(folder)
     if place is None:
         return plan
     from advisor.fallback import NothingSmaller, fallback

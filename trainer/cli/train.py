@@ -15,8 +15,9 @@ from profiles.command_line import Commands, model_names
 from profiles.command_options import must_be_bare, takes, takes_only
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
+from profiles.numbers import typed
 from profiles.overrides import assigned
-from profiles.sizes import GIB
+from profiles.sizes import GIB, parse_size
 from profiles.streams import say, set_streams, tell
 from profiles.text import argument, is_text, some
 from trainer.cli.chosen_plan import chosen_plan, refuse_gpus_on_cpu
@@ -80,7 +81,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 
 def _resume(options: TrainOptions, run: Path) -> None:
-    """Resume a run; what would change what it learns is refused, but for more epochs."""
+    """Resume a run; settings that would change what it learns are refused, except more epochs."""
     from profiles.levers import MAY_CHANGE_ON_RESUME
     from profiles.plan import Plan
     from trainer.run.resume import EPOCHS
@@ -161,6 +162,10 @@ def _named(assignments: list[str]) -> tuple[str, ...]:
     return tuple({name.replace("-", "_") for name in names})
 
 
+def _in_gib(text: str) -> float:
+    return max(parse_size(text) / GIB, 0.001)
+
+
 @app.command(
     examples=[
         "lisa-train convert ByteDance/Sa2VA-Qwen3-VL-4B FOLDER --model sa2va-qwen3-vl-4b",
@@ -179,7 +184,9 @@ def convert(
         str,
         typer.Option(help=f"Size to make: {', '.join(converted())}.", autocompletion=model_names),
     ],
-    shard_gib: Annotated[float, typer.Option(min=0.001, help="Largest file written.")] = 2.0,
+    shard_gib: Annotated[
+        float, typer.Option(metavar="SIZE", parser=typed(_in_gib), help="Largest file written.")
+    ] = 2.0,
     offline: Annotated[
         bool, typer.Option(help="Use only the hub's cache, as with HF_HUB_OFFLINE=1.")
     ] = False,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
+from profiles.numbers import parse_count, parse_minutes, parse_number, parse_share, typed
 from profiles.overrides import given_settings
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
@@ -27,6 +28,10 @@ from profiles.shared_options import (
 from trainer.parallel.launch import started_here
 from trainer.run.folder import LATEST
 from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
+
+NUMBER: dict[str, Any] = {"metavar": "NUMBER", "parser": typed(parse_number)}
+COUNT: dict[str, Any] = {"metavar": "N", "parser": typed(parse_count)}
+TIME: dict[str, Any] = {"metavar": "MINUTES", "parser": typed(parse_minutes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,28 +74,31 @@ class TrainOptions:
     use_lora: Annotated[bool, typer.Option("--use-lora", help="Add LoRA adapters.")] = False
     lora_r: LoraRank = None
     lora_alpha: Annotated[
-        float | None, typer.Option(help="LoRA's alpha, if not twice --lora-r.")
+        float | None, typer.Option(help="LoRA's alpha, if not twice --lora-r.", **NUMBER)
     ] = None
-    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.")] = None
+    lora_dropout: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", parser=typed(parse_share), help="LoRA dropout."),
+    ] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.", **NUMBER)] = None
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
-    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None
+    grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.", **NUMBER)] = None
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order and dropout.")] = None
     check_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a data folder and stop.")
     ] = None
     skip_broken: SkipBroken = None
-    max_train_samples: Annotated[int | None, typer.Option(help="Train on the first n samples.")] = (
-        None
-    )
+    max_train_samples: Annotated[
+        int | None, typer.Option(help="Train on the first N samples.", **COUNT)
+    ] = None
     max_val_samples: Annotated[
-        int | None, typer.Option(help="Validate on the first n samples.")
+        int | None, typer.Option(help="Validate on the first N samples.", **COUNT)
     ] = None
     num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None
     save_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Minutes between checkpoints for --resume.  [10]")
+        float | None, typer.Option(help="Minutes between checkpoints for --resume.  [10]", **TIME)
     ] = None
     save_steps: Annotated[
         int | None,
@@ -103,7 +111,7 @@ class TrainOptions:
     ] = None
     wait_minutes: Annotated[
         float | None,
-        typer.Option(min=0, help="Minutes to wait for memory that other processes took."),
+        typer.Option(help="Minutes to wait for memory that other processes took.", **TIME),
     ] = None
     version: Version = False
 

@@ -112,7 +112,7 @@ def choose(
 ) -> dict[str, Found]:
     """The tensor for each name, and the report's lists. Raises WeightsError on all that is wrong.
 
-    Where no source has any tensor that may start afresh, these are left out: to be initialised.
+    Tensors that may start afresh are left out if no source has any of them; they are initialised.
     """
     family = family_of(model_profile(model))
     chosen: dict[str, Found] = {}
@@ -189,7 +189,7 @@ def _all_problems(
 
 
 def _config_differences(language: Source, profile: ModelProfile) -> list[str]:
-    """Settings that no shape shows, where the checkpoint was trained under others."""
+    """Settings that differ from those that the checkpoint was trained with and no shape shows."""
     differ = family_of(profile).other_settings(language.config, profile)
     return [f"{language.name}/config.json {what}" for what in differ]
 
@@ -242,7 +242,7 @@ def _write(
 
 
 def with_rows(table: Tensor, rows: int) -> Tensor:
-    """[n, H] -> [rows, H], what is added being the mean of what is there."""
+    """[n, H] -> [rows, H]; the added rows are the mean of the others."""
     mean = table.mean(0, keepdim=True, dtype=torch.float32).to(table.dtype)
     return torch.cat([table, mean.expand(rows - len(table), -1)])
 
@@ -260,7 +260,7 @@ def fresh_seg_layers(needed: dict[str, torch.Size], names: Sequence[str]) -> dic
 
 
 class Shards:
-    """Safetensors files that are written as they fill, so that one at most is in memory."""
+    """Safetensors files, each written when it is full, so that at most one is in memory."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit

@@ -99,9 +99,9 @@ def export_trained(trained: Trained, target: Path) -> int:
 def export_merged(trained: Trained, target: Path, shard_bytes: int = SHARD_BYTES) -> int:
     """The whole model under this project's names, unquantised; returns the bytes written.
 
-    PEFT merges adapters into the weights as published, in fp32, whatever storage they were
-    trained on. One file at most is in memory. Raises WeightsError, FileExistsError, and ValueError
-    where nothing was trained.
+    PEFT merges adapters into the published weights in fp32, whatever storage they were trained on.
+    At most one file is in memory. Raises WeightsError, FileExistsError, and ValueError where
+    nothing was trained.
     """
     source, plan = _folder(trained), trained.plan
     if plan.weights == "random":
@@ -157,7 +157,7 @@ class _Merge:
 
 
 def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
-    """Put an exported folder on the model hub, privately unless it is there; returns its address.
+    """Upload an exported folder to the model hub, a new repository as private; returns its address.
 
     Raises RuntimeError with what the hub said.
     """
@@ -176,7 +176,7 @@ def upload(folder: Path, repository: str, tell: Callable[[str], None]) -> str:
 
 
 def licences_of(plan: Plan) -> dict[str, str | None]:
-    """Of each checkpoint that the plan's base weights were made of, as its conversion noted it."""
+    """Licence of each checkpoint behind the plan's base weights, as its conversion noted it."""
     try:
         report = json.loads(read_regular(model_folder(plan) / "conversion.json"))
         return {str(one["name"]): one.get("licence") for one in report["sources"]}
@@ -280,8 +280,7 @@ def _folder(trained: Trained) -> Path:
 def facts_of(checkpoint: Path) -> dict[str, Any]:
     """What the run recorded about a checkpoint, and what its advice had forecast.
 
-    Nothing where the record is gone, is none, or is not the one that the checkpoint was sealed
-    with: what is not known is left out.
+    Empty if the record is missing, unreadable, or not the one that the checkpoint was sealed with.
     """
     facts = read_facts(checkpoint)
     if (checkpoint / MANIFEST).exists() and altered(checkpoint, {"facts.json"}):

@@ -73,7 +73,7 @@ def _why_not(source: str, repository: str, revision: str | None, error: Exceptio
     elif isinstance(error, errors.RevisionNotFoundError):
         why, fix = f"has no revision {revision}", f"{page}/commits/main lists them"
     elif isinstance(error, errors.RepositoryNotFoundError):
-        why = "is no folder here and no repository on the hub, or a private one"
+        why = "is neither a folder here nor a public repository on the hub"
         fix = "correct the name, or hf auth login"
     else:
         why = f"cannot be fetched: {str(error).partition(chr(10))[0][:200]}"

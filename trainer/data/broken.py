@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from profiles.files import write_whole
 from profiles.own_files import MARK, refuse_others
 from profiles.skipping import OPTION
 from profiles.text import counted
@@ -73,15 +74,15 @@ def write_list(path: Path, findings: Sequence[Finding]) -> None:
     """Write a line for each finding about the entries left out. Raises OSError."""
     refuse_others(path, "a list")
     text = "".join(f"{one}\n" for one in (f"# {MARK}", *findings))
-    path.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 @dataclass
 class SkippedEntries:
     """How many broken entries a command may leave out, and which it did.
 
-    `known`: entries that an earlier start found by decoding everything, by their paths from
-    `root`: these are left out again, and nothing is decoded.
+    known: paths from `root` of the entries that an earlier start found by decoding everything; they
+        are left out again, and nothing is decoded.
     """
 
     most: int = 0

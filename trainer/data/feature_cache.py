@@ -1,8 +1,8 @@
 """Cache of frozen encoders' features on disk: one safetensors file per picture and encoder.
 
-An entry is keyed by the picture's bytes, the encoder's weights and the preprocessing, so that no
-stale one can be read. Entries are written under another name and renamed, so that two writers at
-once, or a kill, leave complete entries.
+An entry's key is made of the picture's bytes, the encoder's weights and the preprocessing, so a
+stale entry is never read. An entry is written under another name and then renamed, so two writers
+at once, or a kill, leave only complete entries.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Alike(Finding):
 
 
 def grouped(findings: Sequence[Finding]) -> list[Alike]:
-    """The findings, each said once: those that differ only in their place in a file are one."""
+    """The findings without repetitions: those that differ only in their place are joined."""
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for one in findings:
         kind = re.sub(r"^.*: |[\d\[\]]", "", one.place)

@@ -153,8 +153,9 @@ def _load_smallest(image: Image.Image) -> None:
 def _is_complete(image: Image.Image) -> bool:
     """Whether a JPEG, opened but not read on, has a sound header and pixels up to its end marker.
 
-    Then libjpeg decodes it, whatever the pixels' bits are: of those it refuses none. Without
-    decoding them this takes a third of the time. If False, only decoding shows.
+    Such a file can be decoded: libjpeg refuses no pixel data, whatever its bits are. This check
+    takes a third of the time of decoding. If it is False, only decoding shows whether the file is
+    sound.
     """
     file = getattr(image, "fp", None)
     if file is None:
@@ -171,7 +172,7 @@ def _is_complete(image: Image.Image) -> bool:
 def _tables(header: bytes) -> bytes:
     """A JPEG's header without comments and metadata, which its decoder skips.
 
-    What is left, sizes and tables, many pictures have in common.
+    The rest is sizes and tables, the same for many pictures.
     """
     kept, place = [header[:2]], 2
     while segment := _SEGMENT.match(header, place):

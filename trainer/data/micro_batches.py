@@ -23,7 +23,7 @@ class Visited(Protocol):
         """Pictures to visit."""
 
     def questions(self, lap: int, index: int) -> int:
-        """How many questions a visit can give: of any lap as many, unless pictures are drawn."""
+        """How many questions a visit can give: the same in every lap, unless pictures are drawn."""
 
     def length(self, visit: Visit) -> int:
         """Tokens of its row."""
@@ -39,12 +39,13 @@ class MicroBatch(NamedTuple):
 class MicroBatches:
     """Sampler: the micro-batches of one process, optimizer step after optimizer step.
 
-    Every step asks `effective_batch` questions, and an epoch as many as there are samples, rounded
-    up to whole steps: neither depends on how many questions share a picture. Each pass over the
-    pictures is one seeded permutation. With one question a picture an epoch is a pass, filled up
-    from its start; with several, epochs follow on each other, pass after pass. The rows of a step
-    depend neither on the micro-batch nor on the number of processes; within it, those of similar
-    length come together, so that little is padded, and processes get about as many tokens each.
+    Every step asks `effective_batch` questions. An epoch asks as many as there are samples, rounded
+    up to whole steps. Neither depends on how many questions share a picture. Each pass over the
+    pictures is one seeded permutation. With one question a picture, an epoch is one pass, filled up
+    from its start; with several, the next epoch goes on where the last one stopped. The rows of a
+    step depend neither on the micro-batch nor on the number of processes. Within a step, rows of
+    similar length form a micro-batch, so that there is little padding and processes get about equal
+    numbers of tokens.
     """
 
     def __init__(self, samples: Visited, plan: Plan, rank: int = 0) -> None:
@@ -109,8 +110,9 @@ class MicroBatches:
     def _mine(self, lengths: Sequence[int]) -> list[range]:
         """This process's micro-batches of rows of such lengths, in order of length.
 
-        All processes wait for the slowest one. So of as many neighbours as there are processes
-        each takes one, from the longest rows on: the largest goes to who has least so far.
+        All processes wait for the slowest one. So neighbouring micro-batches, one for each process,
+        are dealt out from the longest rows on: the process with the fewest tokens so far gets the
+        largest.
         """
 
         def tokens(part: range) -> int:
@@ -134,8 +136,8 @@ class MicroBatches:
     def rows(self, micro_batch: MicroBatch) -> list[Visit]:
         """The rows of one micro-batch.
 
-        Called in a data worker: the lengths of a step's rows take milliseconds to find out, for
-        which the GPU would wait between two steps. A worker finds out each step's once.
+        Called in a data worker, since finding the lengths of a step's rows takes milliseconds and
+        the GPU would wait for them between two steps. A worker does it once for each step.
         """
         if self._cut[0] != micro_batch.step:
             self._cut = micro_batch.step, self._cut_up(micro_batch.step)

@@ -187,7 +187,7 @@ def check(
 
 
 def nothing_left(summary: Summary) -> str:
-    """Which split would have no valid item without what is broken; empty for none."""
+    """The splits that would have no valid item left without the broken ones; empty for none."""
     empty = [split for split, counts in summary.items() if not counts]
     return f"no valid item would be left in {' and '.join(empty)}" if empty else ""
 

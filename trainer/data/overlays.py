@@ -163,9 +163,14 @@ def write_sheet(rows: Sequence[Row], path: Path) -> Path:
     sheet = Image.new("RGB", (width, max(1, len(rows)) * height), "white")
     for number, row in enumerate(rows):
         _draw(sheet, row, number * height)
-    picture = BytesIO()
-    sheet.save(picture, kind, **MARKED)
-    write_whole(path, picture.getvalue())
+    return write_picture(sheet, path, kind)
+
+
+def write_picture(picture: Image.Image, path: Path, kind: str = "PNG") -> Path:
+    """Write a picture whole, marked as this project's. Raises OSError."""
+    content = BytesIO()
+    picture.save(content, kind, **MARKED)
+    write_whole(path, content.getvalue())
     return path
 
 

@@ -338,6 +338,6 @@ def _has_link(path: str, folder: str) -> bool:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """As `is_relative_to` of absolute paths, which takes ten times as long."""
+    """Like `is_relative_to` for absolute paths, in a tenth of its time."""
     path, folder = os.path.normcase(path), os.path.normcase(folder)
     return path == folder or path.startswith(os.path.join(folder, ""))

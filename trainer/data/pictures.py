@@ -20,7 +20,7 @@ from trainer.prompts import (
 )
 
 Paint: TypeAlias = Callable[[int, int], NDArray[np.uint8]]
-"""(height, width) of the picture -> uint8 [height, width]: 0 background, 1 target, 255 ignore."""
+"""paint(height, width) -> uint8 [height, width]: 0 background, 1 target, 255 ignore."""
 
 
 Conversation: TypeAlias = "list[AskedTurn]"

@@ -38,8 +38,8 @@ MASK_STEP = 8  # tokens
 
 
 class Visit(NamedTuple):
-    """One row of the training: a pass over the pictures, a picture's number, and how many
-    questions it gives. The pass and the number decide what is drawn."""
+    """One row of the training: the lap (pass over the pictures), the picture's number, and how many
+    questions it gives. Lap and number decide what is drawn."""
 
     lap: int
     picture: int
@@ -135,10 +135,10 @@ class SampleSet(Dataset[Sample]):
         return self._visit(place)[2]
 
     def check_lengths(self, visits: Iterable[Visit]) -> int:
-        """Look at the first turn of every visit of the training, which has to fit.
+        """Check that the first turn of every visit of the training fits.
 
-        Returns how many further questions do not, and will be left out. Raises TooLong: better
-        now than hours into a run that draws from many dialogues.
+        Returns how many further questions do not fit and will be left out. Raises TooLong now, not
+        hours into a run that draws from many dialogues.
         """
         left_out = 0
         for visit in visits:
@@ -158,8 +158,8 @@ class SampleSet(Dataset[Sample]):
     ) -> tuple[Picture, list[Conversation], Encoded]:
         """A picture, what it is asked, and the row.
 
-        Last questions, and then last turns, go until the rest is as short as the plan allows, or
-        only one is left.
+        Questions, and then turns, are dropped from the end until the row is as short as the plan
+        allows, or only one is left.
         """
         picture, asked = self._asked(place)
         rows = [self._encode(picture, [one.turn for one in turns]) for turns in asked]
@@ -247,7 +247,7 @@ def image_tokens(image: Path, plan: Plan) -> int:
 def length_step(plan: Plan) -> int:
     """Micro-batches are padded to a multiple of it, in tokens.
 
-    Compiled layers are compiled for every length that comes, so they get few.
+    Compiled layers are compiled anew for every length, so they get fewer lengths.
     """
     if plan.compile:
         return COMPILED_LENGTH_STEP
@@ -287,7 +287,7 @@ def batch_of(
 ) -> Batch:
     """Rows as one batch, right-padded to a multiple of `step` tokens; `rest` are its other fields.
 
-    Padding counts to the prefix, which sees nothing behind itself.
+    Padding counts as part of the prefix, so no question sees it.
     """
     longest = _padded(max(len(row.input_ids) for row in rows), step)
     ids = torch.full((len(rows), longest), tokenizer.pad_id)

@@ -18,7 +18,7 @@ from trainer.model.layers.replayed import Replayed
 from trainer.model.segmentation_model import SegmentationModel
 
 
-def never() -> bool:
+def not_stopped() -> bool:
     """Somebody always waits."""
     return False
 
@@ -46,7 +46,7 @@ class Answering:
 
     @torch.no_grad()
     def answers(
-        self, batch: Batch, most: int, end_id: int, stopped: Callable[[], bool] = never
+        self, batch: Batch, most: int, end_id: int, stopped: Callable[[], bool] = not_stopped
     ) -> list[Said]:
         """Of every question of ONE row, at most `most` tokens; not ended where the room was.
 
@@ -78,7 +78,7 @@ class Answering:
         """The likeliest next token [n] of each question in `going` (0 is the first of the row) and
         the states [n, H] that predict them, again and again.
 
-        The caller takes out of `going` those that have ended. It ends for want of room, too.
+        The caller removes questions that have ended from `going`. It also ends when room runs out.
         """
         model, past = self.model, self.past
         head = model.computed(model.head)
@@ -124,7 +124,7 @@ class Answering:
 
 
 class _Later:
-    """Whose later tokens are where: in the slots, and in a row of their question alone."""
+    """The questions still being answered, and where their next tokens go: slots and positions."""
 
     def __init__(self, batch: Batch, slots: int, going: list[int], places: list[int]) -> None:
         ids = batch.input_ids
@@ -134,7 +134,7 @@ class _Later:
         self.places = places
 
     def keep(self, numbers: list[int]) -> None:
-        """Go on with these alone."""
+        """Continue with these questions only."""
         self.own, self.places = self.own[:, numbers], [self.places[n] for n in numbers]
 
     def step(self, first: int) -> tuple[Tensor, list[int]]:

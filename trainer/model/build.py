@@ -53,7 +53,7 @@ def read_tokenizer(plan: Plan) -> ConversationTokenizer:
     return tokenizer.read(model_folder(plan), plan.profile.most_image_tokens)
 
 
-def some_tokenizer(plan: Plan) -> ConversationTokenizer:
+def counting_tokenizer(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer; if its weights are not here the shipped one, enough to count."""
     try:
         return read_tokenizer(plan)
@@ -145,7 +145,7 @@ def check_compiler(needed_by: str = "compile", fix: str = "--set compile=false")
 
 
 def check_products(plan: Plan, card: int) -> None:
-    """Raise ValueError if the plan's products cannot be had on that CUDA card."""
+    """Raise ValueError if that CUDA card cannot compute the plan's products."""
     if plan.products == "fp8":
         check_compiler("products: fp8", "--set products=dtype")
         check_card(card)
@@ -172,12 +172,12 @@ def host_layer_places(plan: Plan) -> list[int]:
 
 
 def shared_prefixes(model: SegmentationModel) -> tuple[str, ...]:
-    """Prefixes of tensors that share another tensor of the model: no file has them by this name."""
+    """Prefixes of tensors that are another tensor of the model; no file holds them under them."""
     return tuple(f"{name}." for name in (*model.one_with, *[model.head_at] * model.tied_head))
 
 
 def share(model: SegmentationModel) -> None:
-    """Make parts that share another part of the model that very part."""
+    """Tie the parts that are to be the same module as another part of the model."""
     for name, other in model.one_with.items():
         set_module(model, name, model.get_submodule(other))
     if model.tied_head:

@@ -1,4 +1,4 @@
-"""What a plan surely needs on the card before one activation is computed: bytes counted exactly.
+"""What a plan needs on the card at least, before any activation is computed, counted exactly.
 
 The model is built as planned, by the code that builds it for training, on torch's meta device,
 where a tensor has a shape and no memory. A plan that cannot fit is refused before anything is

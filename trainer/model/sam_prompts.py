@@ -1,4 +1,4 @@
-"""What transformers' mask decoders of SAM and SAM 2 take alike."""
+"""The common part of prompting transformers' mask decoders of SAM and SAM 2."""
 
 from __future__ import annotations
 

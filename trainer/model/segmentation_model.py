@@ -1,5 +1,5 @@
 """The frame that families fill: a language model answers, and the state of each [SEG] prompts a
-mask decoder. What depends on neither's make is here: layers and how they run, losses, answering.
+mask decoder. Here is what all families share: how layers run, the losses, and answering.
 
 Shapes: B samples, T text-and-image positions, H hidden channels, M masks in the batch (all [SEG]
 of all samples, in order), k prompt tokens a mask, E channels of a prompt, c candidates a mask,
@@ -63,10 +63,10 @@ class SegmentationModel(nn.Module, ABC):
     encoders_at: ClassVar[Mapping[Encoder, str]]
     parts_at: ClassVar[Mapping[TrainedPart, tuple[str, ...]]]  # prefixes of the other trained parts
     of_masks: ClassVar[tuple[TrainedPart, ...]]  # parts that learn from masks alone
-    # Prefixes in trained parts that no loss reaches: training them would be a claim without effect.
+    # Prefixes in trained parts that no loss reaches: they are not trained.
     unread: tuple[str, ...] = ()
     one_with: ClassVar[Mapping[str, str]] = {}  # modules that are another one of the model
-    # Prefixes of candidates: each step trains those that it chooses alone.
+    # Prefixes of candidates: each step trains only the candidates that it chooses.
     in_turn: tuple[str, ...] = ()
 
     def __init__(self, profile: ModelProfile, seg_token_id: int) -> None:
@@ -186,7 +186,7 @@ class SegmentationModel(nn.Module, ABC):
 
     def plan_layers(self, checkpointed: int, compiled: bool) -> None:
         """Recompute the first `checkpointed` decoder layers in the backward pass; compile all."""
-        # Compiled with the recomputation inside, the backward graph leaves out what it needs not.
+        # Recomputation is compiled, too, so that the backward graph recomputes only what it needs.
         wrap: Callable[[RunLayer], RunLayer] = compiled_layer if compiled else as_it_is
         recompute, run = wrap(recompute_layer), wrap(run_layer)
         self.runs = [
@@ -202,11 +202,11 @@ class SegmentationModel(nn.Module, ABC):
         cast = {name: tensor.to(self.dtype) for name, tensor in module.named_parameters()}
         return lambda *inputs, **named: functional_call(module, cast, inputs, named)
 
-    # The way from a batch to its losses and masks.
+    # From a batch to its losses and masks.
 
     @torch.no_grad()
     def features(self, encoder: Encoder, batch: Batch) -> Features:
-        """An encoder's features of a batch: what came from the cache, or made of its pixels."""
+        """An encoder's features of a batch: from the cache, or computed from its pixels."""
         given = batch.inputs[encoder]
         if encoder in self.cached:
             return given
@@ -224,7 +224,7 @@ class SegmentationModel(nn.Module, ABC):
     def read(self, batch: Batch, run: Callable[[int], RunLayer], start: int = 0) -> Tensor:
         """Last-layer states [B, T - start, H] of a batch's tokens from `start` on, by `run(index)`.
 
-        What is before `start`, the pictures among it, `run` knows already.
+        `run` has already seen everything before `start`, the pictures included.
         """
         fed: Mapping[int, Tensor] = {}
         ids, mask = batch.input_ids[:, start:], None
@@ -286,8 +286,8 @@ class SegmentationModel(nn.Module, ABC):
         return self.masks_of(prompts, image)[:count]
 
     def masks_of(self, prompts: Tensor, features: Features) -> Tensor:
-        """Low-resolution logits [M, L, L] of prompts [M, k, E]: of several candidates, the one
-        that the mask decoder scores highest."""
+        """Low-resolution logits [M, L, L] for prompts [M, k, E]; of several candidates the one with
+        the mask decoder's highest score."""
         masks, scores = self.decode(prompts, features)
         if masks.shape[1] == 1:
             return masks[:, 0]

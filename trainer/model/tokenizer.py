@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,9 +31,8 @@ class TooLong(ValueError):
     """A sample exceeds the plan's token limits; the message names the sample and the limit."""
 
 
-def _shipped(profile: ModelProfile) -> bytes:
-    """The tokenizer.json of the language model's vocabulary, or else lisa-tiny's."""
-    name = profile.shipped_vocabulary.lower()
+def _shipped(name: str) -> bytes:
+    """The tokenizer.json of the vocabulary of that name; without one lisa-tiny's."""
     if not name:
         return (packaged_folder() / "tokenizer.json").read_bytes()
     return gzip.decompress((files("profiles") / "vocabularies" / f"{name}.json.gz").read_bytes())
@@ -75,12 +75,18 @@ class ConversationTokenizer(ABC):
     @classmethod
     def stand_in(cls, profile: ModelProfile) -> Self:
         """The shipped vocabulary with this family's tokens, where no weights bring a tokenizer."""
+        return cls(cls._shipped(profile.shipped_vocabulary.lower()), profile.most_image_tokens)
+
+    @classmethod
+    @lru_cache(maxsize=2)  # Qwen3's takes a third of a second to read, and nobody changes it
+    def _shipped(cls, name: str) -> PreTrainedTokenizerFast:
+        """The vocabulary of that name, or else lisa-tiny's, with the picture's token."""
         with TemporaryDirectory() as folder:  # an object would be copied: half a second of Qwen's
             path = Path(folder) / "tokenizer.json"
-            path.write_bytes(_shipped(profile))
+            path.write_bytes(_shipped(name))
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), **cls.special)
         tokenizer.add_tokens([cls.picture_token], special_tokens=True)
-        return cls(tokenizer, profile.most_image_tokens)
+        return tokenizer
 
     @classmethod
     def published(cls, folder: Path) -> Tokenizer:
@@ -96,7 +102,7 @@ class ConversationTokenizer(ABC):
 
     @classmethod
     def as_trained(cls, tokenizer: Tokenizer) -> None:
-        """Change a published tokenizer to how the model was trained, if its file does not say."""
+        """Set what the model was trained with and a published tokenizer's file does not say."""
         del tokenizer
 
     @staticmethod

@@ -45,7 +45,7 @@ class GradientCheck:
         self.of_masks = tuple(p for part in model.of_masks for p in model.prefixes_of(part))
         self.parameters = dict(model.named_parameters())
         self.listed = frozenset(listed)
-        # Of candidates any may never be chosen: nobody waits for them.
+        # A candidate may never be chosen, so the check does not wait for candidates.
         self.waiting = {name for name in self.listed if not name.startswith(model.in_turn)}
 
     @property

@@ -143,7 +143,7 @@ class ShapesAlone:
 
 
 class DrawnShapes(ShapesAlone):
-    """Empty tensors that take memory as `RandomWeights` do: each beside the block it repeats."""
+    """Empty tensors that take as much memory as `RandomWeights`: a tensor and the block in it."""
 
     def get(self, name: str, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         count = min(shape.numel(), RANDOM_BLOCK) if len(shape) > 1 else 0
@@ -216,7 +216,7 @@ def materialise(
     done: Collection[str] = (),
     skip: tuple[str, ...] = (),
 ) -> list[str]:
-    """Give every parameter and persistent buffer its value on `device`, but for those `done`.
+    """Give every parameter and persistent buffer its value on `device`, except those in `done`.
 
     `prefix` is the module's own name in the source. Tensors whose names begin with one of `skip`
     share another tensor of the model and are left alone. Returns the names asked for.

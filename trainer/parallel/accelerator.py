@@ -62,10 +62,10 @@ def make_accelerator(plan: Plan, log_with: Sequence[Any] | None = None) -> Accel
 
 
 def _found_group(plan: Plan) -> None:
-    """Found the group of a launch, for accelerate to use.
+    """Create the process group of a launch, for accelerate to use.
 
-    Tensors on the CPU go through gloo, which raises an error where a process is lost; NCCL can only
-    end this one. So gradients alone go through NCCL, and whatever decides something through gloo.
+    CPU tensors go through gloo, which raises an error if a process is lost; NCCL can only end this
+    process. So only gradients go through NCCL, and everything that decides something through gloo.
     """
     ranks = Ranks.here()
     if ranks.group_store is None or dist.is_initialized():

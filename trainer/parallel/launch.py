@@ -77,8 +77,8 @@ def end_with_parent(by: signal.Signals | None = None, parent: int | None = None)
 def is_left_behind(environment: Mapping[str, str], parents: Path | None = None) -> bool:
     """Whether torchrun, or another launcher of torch's kind, ended while this one was importing.
 
-    Called after `end_with_parent`, which learns of later ends. Such a launcher is a Python program;
-    what takes over a process that it leaves behind is not. `parents`: the parent's command line.
+    Called after `end_with_parent`, which notices if it ends later. Such a launcher is a Python
+    program; the process that adopts its orphans is not. `parents`: the parent's command line.
     """
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return False
@@ -139,8 +139,8 @@ def must_start_processes(plan: Plan, environment: Mapping[str, str] = os.environ
 def start_processes(count: int, arguments: list[str]) -> int:
     """Run `python -P ARGUMENTS` `count` times as one group; returns the exit code.
 
-    A process that fails ends the others. So does an interrupt of this one (exit code 130). The code
-    is negative if a signal ended the process that failed first.
+    If one process fails, the others are ended; likewise if this one is interrupted (exit code 130).
+    The code is negative if a signal ended the process that failed first.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

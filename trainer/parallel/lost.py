@@ -1,10 +1,10 @@
 """When a process of a group is lost: after how long the others end, and what they say.
 
-A process that ends, however it does, closes its connections, and the others notice at once. A
-machine that loses its power or its network closes nothing: only a timeout notices that.
+A process that ends, for whatever reason, closes its connections, and the others notice at once. A
+machine that loses power or network closes nothing: only a timeout notices that.
 
-gloo raises an error for either. NCCL computes inside of the card, where it waits for ever, so who
-reads what it has computed looks after the others meanwhile.
+gloo raises an error in both cases. NCCL waits on the card for ever, so code that reads its results
+checks meanwhile whether the other processes still run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def silence(environment: Mapping[str, str] = os.environ) -> timedelta:
 def wait_no_longer() -> None:
     """From now on wait as long as `silence` says: all processes are in step.
 
-    The timeout of a group that exists can be changed by these functions of torch alone.
+    Only these functions of torch change the timeout of an existing group.
     """
     import torch
     import torch.distributed as dist
@@ -84,7 +84,7 @@ def read_together(neighbours: Sequence[int], values: Tensor) -> list[float]:
 def wait_for_card(is_done: Callable[[], bool], neighbours: Sequence[int]) -> None:
     """Wait until the card is done. Raises CardWaits.
 
-    A wait inside of CUDA would hear of no timeout, and of no signal.
+    A wait inside CUDA would notice neither a timeout nor a signal.
     """
     import psutil
 

@@ -1,4 +1,4 @@
-"""The ranks of a launch, and what they tell each other before and beside the training."""
+"""The ranks of a launch, and the messages between them before and during the training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Ranks:
 
     @staticmethod
     def here() -> Ranks:
-        """Of this process, by its launcher's variables; alone without a launcher."""
+        """This process's place, by its launcher's variables; a single rank without a launcher."""
         if not is_launched(os.environ):
             return Ranks()
         if os.environ["WORLD_SIZE"] == "1":
@@ -107,24 +107,26 @@ class Ranks:
     def end_together(self) -> None:
         """Wait until all know that they end, but not for long.
 
-        The first process that ends makes its launcher end the others by SIGTERM; each has to say
-        why, and rank 0 to clear up.
+        The first process that ends makes its launcher end the others by SIGTERM. Before that, each
+        must report why it ends, and rank 0 must clean up.
         """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.say("end", "")
         with suppress(RuntimeError):
             self.hear("end", seconds=ENDING_SECONDS)
+            self.say("heard", "")
         if self.is_main:  # leaves last: where torchrun has no part, the store is in its process
-            time.sleep(2 * SLOWEST_LOOK)
+            with suppress(RuntimeError):
+                self.hear("heard", seconds=2 * SLOWEST_LOOK)
 
 
 @cache
 def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ranks:
-    """By the launch's variables, of which each process has one set; kept for torch's group.
+    """The launch's store, by its variables; torch's group uses it, too.
 
-    torchrun keeps its store when it starts processes again, and torch looks there for the addresses
-    of the others: it may find those of the processes that have ended, and wait for them for ever.
-    So a restarted launch has names of its own, for its words and for its group.
+    torchrun keeps its store when it restarts processes. torch looks there for the addresses of the
+    others, might find those of ended processes, and would wait for them for ever. So a restarted
+    launch uses key names of its own, for its messages and for its group.
     """
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
@@ -140,7 +142,7 @@ def _connected(rank: str, count: str, local: str, address: str, port: str) -> Ra
 
 @contextmanager
 def _waiting(variables: str) -> Iterator[None]:
-    """Say what is waited for if it takes long. torchrun starts no process before all can begin."""
+    """Report a long wait for other processes: torchrun starts none before all can begin."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         yield
         return
@@ -158,20 +160,23 @@ def _waiting(variables: str) -> Iterator[None]:
 
 
 def _is_sibling(pid: int) -> bool:
-    """Whether both have one parent; not so where each has a container, with numbers of its own."""
+    """Whether both have the same parent; false if each has a container with its own process ids."""
     import psutil
 
     return psutil.pid_exists(pid) and psutil.Process(pid).ppid() == os.getppid()
 
 
 def _wait(store: Store, keys: list[str], seconds: float) -> None:
-    """Wait for keys by looking: a wait inside of the store would take no Ctrl-C."""
+    """Wait for keys by polling: a wait inside the store would ignore Ctrl-C.
+
+    Each pause is a tenth of the wait so far, so no wait is much longer than it has to be.
+    """
     pause, until = 0.01, time.monotonic() + seconds
     while not store.check(keys):
         if time.monotonic() > until:
             raise RuntimeError(f"nothing came for {seconds:.0f} s")
         time.sleep(pause)
-        pause = min(SLOWEST_LOOK, 1.5 * pause)
+        pause = min(SLOWEST_LOOK, 1.1 * pause)
 
 
 def host() -> str:

@@ -1,8 +1,8 @@
-"""What kernels on a card take beside their results, and in which order.
+"""What kernels on a card allocate beside their results, and in which order.
 
-An operator is one call from outside. Where its kernel on a card holds memory of its own while it
-runs, or makes its results in another order than the CPU's, that is said here, as torch's memory
-history shows it on an H100 and an H200.
+A trace sees an operator as one call. This file lists the operators whose kernels on a card allocate
+memory of their own, or make their results in another order than the CPU's, as torch's memory
+history showed on an H100 and an H200.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ aten = torch.ops.aten
 
 
 class Inside(NamedTuple):
-    """Bytes of blocks that a kernel takes: before its results, and gone or not when these are made,
-    or after them. All are gone at its end."""
+    """Bytes of the blocks that a kernel takes for itself, by when it takes them.
+
+    Before its results, and freed or not when these are made; or after its results. At the kernel's
+    end all are freed.
+    """
 
     before: list[int] = []
     held: list[int] = []
@@ -39,7 +42,7 @@ def _nf4(x: Tensor, packed: Tensor, scales: Tensor, *rest: Any) -> Inside:
 
 
 def _int8(x: Tensor, codes: Tensor, scales: Tensor, back: bool) -> Inside:
-    """`int8_product`: the scales, going back the scaled input, the weight."""
+    """`int8_product`: the scales, in the backward pass the scaled input, the weight."""
     scaled = [_bytes(x)] if back else []
     weight = codes.numel() * x.element_size()
     return Inside(held=[scales.numel() * x.element_size(), *scaled, weight])
@@ -51,7 +54,7 @@ def _fp8(x: Tensor, codes: Tensor, worth: Tensor, *weight: Any) -> Inside:
 
 
 def _fp8_back(gradient: Tensor, *weight: Any) -> Inside:
-    """Going back, the gradient's codes and their scales as well."""
+    """In the backward pass, the gradient's codes and their scales as well."""
     codes = [gradient.numel(), gradient.numel() // gradient.shape[-1] * 4]  # a scale a row
     return Inside(held=[weight[-2].numel() * weight[-1].numel(), *codes])
 
@@ -82,12 +85,12 @@ def _pooled(x: Tensor, *rest: Any) -> Inside:
 
 
 def _convolved(x: Tensor, weight: Tensor, *rest: Any) -> Inside:
-    """cuDNN's take their input in the order of which input and weight are."""
+    """cuDNN's convolutions take their input in the memory order that input and weight choose."""
     return Inside(held=_reordered(x, _order(x, weight)))
 
 
 def _convolved_back(gradient: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Inside:
-    """Going back the gradient is taken so; at the end it is summed up for the bias."""
+    """The backward pass takes the gradient in that order; at its end it is summed for the bias."""
     staged = [staged_bytes(gradient, (0, *range(2, gradient.dim())))] if rest[-1][2] else []
     return Inside(held=_reordered(gradient, _order(x, weight)), after=[s for s in staged if s])
 
@@ -112,7 +115,7 @@ def _scattered(x: Tensor, mask: Tensor, source: Tensor) -> Inside:
 
 
 def _picked(gradient: Tensor, mask: Tensor, sizes: list[int]) -> Inside:
-    """The way back of `masked_scatter`: the mask as wide as the tensor, then the place of each
+    """`masked_scatter`'s backward pass: the mask as wide as the tensor, then the place of each
     value, a number for each dimension."""
     return Inside([gradient.numel()], [prod(sizes) * gradient.dim() * 8])
 
@@ -123,7 +126,7 @@ def _entropy(x: Tensor, *rest: Any) -> Inside:
 
 
 def _summed(x: Tensor, over: list[int] | None = None, *rest: Any) -> Inside:
-    """What groups of threads have summed up, where more than one adds to the same result."""
+    """Partial sums of groups of threads, where more than one adds to the same result."""
     return Inside(after=[size] if (size := staged_bytes(x, over or range(x.dim()))) else [])
 
 
@@ -134,8 +137,9 @@ PROCESSORS, THREADS_EACH, THREADS, WARP = 132, 2048, 512, 32
 def staged_bytes(x: Tensor, over: Any) -> int:
     """Bytes that a sum over all but the innermost dimensions keeps in memory meanwhile.
 
-    torch's `setReduceConfig`: a group of threads takes some columns and all rows, or a part of the
-    rows, if the columns are too few for all processors. Else nothing, or little, is kept.
+    torch's `setReduceConfig`: a group of threads takes some columns and all their rows. Only if
+    there are too few columns for all processors does it take a part of the rows, and then partial
+    sums are kept.
     """
     summed = {dim % x.dim() for dim in over}
     wide = [dim for dim in range(x.dim()) if x.shape[dim] > 1]
@@ -194,12 +198,12 @@ PRODUCTS = {
     aten.mm, aten.addmm, aten.bmm, aten.baddbmm,
     torch.ops.lisa_preflight.nf4_product, torch.ops.lisa_preflight.int8_product,
 }  # fmt: skip
-# Results with which torch's own arithmetic goes on in place.
+# Results that torch's own arithmetic then changes in place.
 GONE_ON = PRODUCTS | {aten.sigmoid, aten.sub}
 
 
 def in_order_made(packet: Any, args: tuple[Any, ...], results: list[Any]) -> list[Any]:
-    """An operator's results that its kernel makes, in that order."""
+    """An operator's results, in the order in which its kernel makes them."""
     if packet is ATTENTION and not _recorded(args):
         return results[:1]  # and no sums of the exponentials
     return results[::-1] if packet.__name__ in BACKWARDS else results
@@ -209,17 +213,17 @@ def _recorded(args: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in args[:3])
 
 
-def goes_on(before: Any, packet: Any, args: tuple[Any, ...]) -> bool:
-    """Whether torch goes on in place with what `before` gave: a linear's bias, and in the way back
-    of the cross-entropy of logits (sigmoid − target) · gradient."""
+def works_in_place(before: Any, packet: Any, args: tuple[Any, ...]) -> bool:
+    """Whether torch changes the result of `before` in place: to add a linear's bias, and in the
+    backward pass of the cross-entropy of logits for (sigmoid − target) · gradient."""
     if packet is aten.add:
         return before in PRODUCTS and isinstance(args[1], Tensor) and args[1].dim() == 1
     back = not torch.is_grad_enabled()
     return back and (before, packet) in {(aten.sigmoid, aten.sub), (aten.sub, aten.mul)}
 
 
-def given_by_card(func: Any, args: tuple[Any, ...]) -> Any:
-    """What the card's operator gives where the CPU's gives something else; None where it does not.
+def card_results(func: Any, args: tuple[Any, ...]) -> Any:
+    """The card's results of an operator that gives others than the CPU's; None for all others.
 
     Dropout makes a copy and a mask, whether it drops anything or not.
     """

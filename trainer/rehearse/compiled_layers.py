@@ -1,14 +1,15 @@
 """The events of a step whose decoder layers are compiled, from those of plain layers.
 
-A forecast runs plain layers. Inductor's code takes and gives other blocks, in another order
-(`profiles.compiled_layers`). So each layer's own events are taken out of the trace and the moves of
-its code put in their place; what layers pass on stays, from when the code makes it until the code
-lets it go.
+A forecast runs plain layers. Inductor's code takes and frees other blocks, in another order
+(`profiles.compiled_layers`). So each layer's own events are removed from the trace, and the moves
+of its code take their place. Tensors that layers pass to each other stay, but live from when the
+code makes them until the code frees them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,14 +22,14 @@ from trainer.model.layers.decoder import Rope, RunLayer
 from trainer.rehearse.memory_trace import WORKSPACES, MemoryTrace, rounded
 
 Event = tuple[int, int]  # block, bytes
-# What Inductor fills before each launch that it times, to empty the card's cache: as much as that
-# is, here an H200's (of an H100 50 MiB).
+# What Inductor fills before each launch that it times, to empty the card's cache: a block of the
+# cache's size, here an H200's (an H100 has 50 MiB).
 TIMING_BYTES = 60 * MIB
 
 
 @dataclass
 class Visit:
-    """A plain layer's way forward and back: the event at which each begins, and its blocks."""
+    """A plain layer's forward and backward pass: the event at which each begins, and its blocks."""
 
     recomputed: bool
     forward: int
@@ -39,6 +40,15 @@ class Visit:
     incoming: int = -1  # gradients
     outgoing: int = -1
     gradients: list[int] = field(default_factory=list)  # of trained tensors, made here
+
+    def moved(self, start: int, blocks: Mapping[int, int], places: Sequence[int]) -> Visit:
+        """The same with other blocks, at the places of the events since `start`."""
+        return Visit(
+            self.recomputed, places[self.forward - start],
+            {blocks[block] for block in self.born if block in blocks},
+            blocks[self.input], blocks[self.output], places[self.backward - start],
+            blocks[self.incoming], blocks[self.outgoing], [blocks[b] for b in self.gradients],
+        )  # fmt: skip
 
 
 class LayerVisits:
@@ -61,6 +71,11 @@ class LayerVisits:
             return output
 
         return marked
+
+    def repeat(self, start: int, blocks: Mapping[int, int], places: Sequence[int]) -> None:
+        """What was noted of the blocks has happened again, with other blocks at other events."""
+        first = [visit for visit in self.back if visit.output in blocks]
+        self.back += [visit.moved(start, blocks, places) for visit in first]
 
     def _follow(self, visit: Visit, layer: nn.Module, hidden: Tensor, output: Tensor) -> None:
         first = 0
@@ -94,7 +109,7 @@ class LayerVisits:
 def compiled_events(
     trace: MemoryTrace, back: list[Visit], moves: dict[bool, Moves]
 ) -> tuple[list[Event], int]:
-    """The trace's events where the layers of `back` do what the code does; bytes that it pins.
+    """The trace's events with the moves of compiled code for the layers of `back`; bytes pinned.
 
     `moves`: by whether a layer is recomputed.
     """
@@ -108,8 +123,8 @@ def compiled_events(
 def pinned_bytes(events: list[Event], start: int, copied: dict[int, int]) -> int:
     """Bytes of the largest block that Inductor pins while it times kernels.
 
-    At places among the events, of `copied` bytes, it copies to the host what on the card would
-    raise the peak since `start` (torch's `copy_args_to_cpu_if_needed`).
+    `copied`: places among the events, and bytes. Inductor makes these copies on the host if they
+    would raise the peak since `start` on the card (torch's `copy_args_to_cpu_if_needed`).
     """
     now = peak = most = 0
     for block, size in events:
@@ -173,7 +188,7 @@ class _Transplant:
     def _backward(self, visit: Visit, code: Moves, own: list[Event]) -> None:
         put, sizes = self.put[visit.backward], self.trace.sizes
         self._move(code.backward, code, visit, own, put)
-        # The engine holds the gradient that came in until the layer's function has returned.
+        # autograd's engine holds the incoming gradient until the layer's function has returned.
         self._give(visit.incoming, put)
         self.gone.discard(visit.outgoing)  # plain layers may add to the one that came in
         self.made[visit.outgoing] = own[code.gradient][0]
@@ -218,6 +233,6 @@ class _Transplant:
         return put[-1]
 
     def _give(self, block: int, put: list[Event]) -> None:
-        """Give here what the trace gives elsewhere."""
+        """Free a block here that the trace frees elsewhere."""
         put.append((self.made.pop(block, block), -self.trace.sizes[block]))
         self.gone.add(block)

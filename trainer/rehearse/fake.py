@@ -1,8 +1,8 @@
 """The training step without a GPU: its own code on tensors that have shapes but no memory.
 
-What runs is `trainer.model.build` and the parts of `trainer.step`, on fake CPU tensors (torch's
-FakeTensorMode) in place of the card's. Nothing of the step is described a second time; what fake
-tensors cannot show is added by name, in `Measurement.assumed`.
+It runs `trainer.model.build` and the parts of `trainer.step` on fake CPU tensors (torch's
+FakeTensorMode) in place of the card's. The step is not described a second time; what fake tensors
+cannot show is added by name, in `Measurement.assumed`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from profiles.sizes import MIB
 from trainer.batch import Batch
 from trainer.data.samples import padded_length
 from trainer.hardware import versions
-from trainer.model.build import fill, skeleton, some_tokenizer
+from trainer.model.build import counting_tokenizer, fill, skeleton
 from trainer.model.footprint import SMALLEST_PAGED, component_of
 from trainer.model.layers.decoder import Rope, RunLayer, run_layer
 from trainer.model.layers.frozen import make_scale_code
@@ -40,7 +40,7 @@ from trainer.rehearse.fake_tensors import fake_tensors, faked
 from trainer.rehearse.gradient_buckets import GradientBuckets
 from trainer.rehearse.memory_trace import MemoryTrace, rounded
 from trainer.rehearse.repeated_layers import Repeater
-from trainer.rehearse.repeated_work import RepeatedEncoder, RepeatedLinears
+from trainer.rehearse.repeated_work import RepeatedEncoder, RepeatedLinears, RepeatedPasses
 from trainer.rehearse.step_timeline import components, timeline
 from trainer.step import accumulate, clip, make_optimizer, total_of, update
 
@@ -50,8 +50,8 @@ CUBLAS_WORKSPACE = {True: 32 * MIB, False: 8320 * 1024}
 # Parts of the backward pass after its first, down to the layers.
 LAYERS, BELOW = "backward through the layers", "backward below the layers"
 PASSES = "forward", "backward"
-# The first allocates the optimizer's state. Whole segments: over some steps the pool may grow by
-# another one.
+# The first step allocates the optimizer's state. The pool takes whole segments and may grow by
+# another one over the next steps.
 STEPS = {"expandable": 2, "whole": 5}
 
 
@@ -92,7 +92,7 @@ def fake_rehearsal(
     measurement = counted(
         plan, text_tokens, masks, answer_tokens=answer_tokens,
         load_peak_bytes=load, peak_allocated_bytes=max(peaks.values()), phases=peaks,
-        # The peak of compiled layers may be in another phase than that of the plain ones traced.
+        # Compiled layers may peak in another phase than the plain layers that were traced.
         live_at_peak=step.live_at_peak() if saved else components(seen.trace),
         host_bytes=seen.host + plan.local_processes * timed,
         assumed=_assumed(seen, workspace, compute_capability, saved),
@@ -112,7 +112,7 @@ def counted(plan: Plan, text_tokens: int, masks: int, **found: Any) -> Measureme
 def _assumed(
     seen: Watched, workspace: int, compute_capability: tuple[int, int], saved: Mapping[str, int]
 ) -> tuple[str, ...]:
-    """What the figures rest on beside what was counted."""
+    """What was added to the counted bytes by rule."""
     major, minor = compute_capability
     found = [f"cuBLAS workspaces of twice {workspace / MIB:.1f} MiB (compute capability "
              f"{major}.{minor}) and 1 MiB"]  # fmt: skip
@@ -167,9 +167,10 @@ def watch(
 ) -> Watched:
     """Load the model, evaluate and train some steps on fake tensors, as one process of the plan's.
 
-    With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`).
+    With `extend`, layers alike are watched once (`trainer.rehearse.repeated_layers`), and so are a
+    step's passes (`trainer.rehearse.repeated_work`).
     """
-    tokenizer = some_tokenizer(plan)
+    tokenizer = counting_tokenizer(plan)
     samples = MadeUp(plan, tokenizer, text_tokens, masks, answer_tokens, values=False).step()
     # Paged state is counted apart, and compiled layers run as plain ones: both need a GPU.
     shown = plan.override(["optimizer=adamw", "compile=false"])
@@ -197,7 +198,8 @@ def watch(
         trace.begin("evaluation")
         model.eval().predict(batches[0].to(torch.device("cpu")))
         model.train()
-        paged = _train(model, batches, optimizer, trace, plan, buckets)
+        passes = RepeatedPasses(trace, model, visits) if extend else None
+        paged = _train(model, batches, optimizer, trace, plan, buckets, passes)
     trace.close()
     host = sum(t.numel() * t.element_size() for t in host_tensors(model))
     return Watched(trace, visits, paged, host)
@@ -206,13 +208,21 @@ def watch(
 def _train(
     model: SegmentationModel, batches: Sequence[Batch], optimizer: torch.optim.Optimizer,
     trace: MemoryTrace, plan: Plan, buckets: GradientBuckets | None,
+    passes: RepeatedPasses | None,
 ) -> int:  # fmt: skip
     """Take the plan's steps under the trace; bytes of paged optimizer state."""
     accelerator, paged = Accelerator(cpu=True), 0
+
+    def run() -> None:
+        accumulate(model, batches, total_of(batches, accelerator), accelerator)
+
     for step in range(STEPS[plan.segments]):
         if buckets is not None and step == 1:
             buckets.rebuild()
-        accumulate(model, batches, total_of(batches, accelerator), accelerator)
+        if passes is not None and (buckets is None or step > 0):  # buckets settle in the first
+            passes(run)
+        else:
+            run()
         if buckets is None:
             trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
         trace.begin("clipping")

@@ -13,7 +13,7 @@ from profiles.measurement import Measurement
 from profiles.plan import Plan
 from profiles.sizes import MIB
 from trainer.model.answering import Answering
-from trainer.model.build import TORCH_DTYPES, FrozenEncoder, fill, skeleton, some_tokenizer
+from trainer.model.build import TORCH_DTYPES, FrozenEncoder, counting_tokenizer, fill, skeleton
 from trainer.model.layers.frozen import make_scale_code
 from trainer.model.layers.host import host_tensors
 from trainer.model.weights import ShapesAlone
@@ -39,7 +39,7 @@ def fake_answer(
     The encoders come first, each alone; then the model loads, reads the question, and answers.
     """
     workspace = CUBLAS_WORKSPACE[compute_capability >= (9, 0)]
-    tokenizer = some_tokenizer(plan)
+    tokenizer = counting_tokenizer(plan)
     one = plan.model_copy(update={"micro_batch": 1})
     batch = MadeUp(one, tokenizer, (text_tokens, text_tokens), 1, values=False).batch()
     make_scale_code()

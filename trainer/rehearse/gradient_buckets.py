@@ -1,10 +1,10 @@
 """What DistributedDataParallel keeps beside the gradients, counted by its own rule.
 
-DDP cannot run on fake tensors: its reducer is C++ and reads real storages. What it takes follows
-from sizes alone. In the last pass of a step every gradient moves into a flat bucket, and is a view
-of it from then on (`gradient_as_bucket_view`); earlier passes gather gradients beside the buckets.
-Buckets live from the start to the end; before training, trained tensors are sent in flat pieces of
-no more bytes. NCCL's own buffers are outside of torch's pool.
+DDP cannot run on fake tensors: its reducer is C++ and reads real storages. But its memory depends
+on sizes alone. In the last pass of a step every gradient moves into a flat bucket and from then on
+is a view of it (`gradient_as_bucket_view`); earlier passes gather gradients beside the buckets.
+Buckets live as long as the training. Before it, trained tensors are sent in flat pieces that are no
+larger. NCCL's own buffers are outside torch's pool.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class GradientBuckets:
     """The buckets of a model's trained tensors, in a trace."""
 
     def __init__(self, trace: MemoryTrace, model: nn.Module, passes: int) -> None:
-        """As DDP begins: one bucket of all, as the order of the gradients is not known.
+        """As DDP begins: one bucket for all, since the gradients' order is not known yet.
 
         `passes`: forward passes a step.
         """
@@ -39,13 +39,13 @@ class GradientBuckets:
             parameter.register_post_accumulate_grad_hook(self._move)
 
     def _move(self, parameter: Tensor) -> None:
-        """A gradient is complete; after the last pass it is in its bucket alone."""
+        """A gradient is complete; after the last pass it lies only in its bucket."""
         self.seen[id(parameter)] += 1
         if self.seen[id(parameter)] % self.passes == 0 and parameter.grad is not None:
             self.trace.give_early(parameter.grad)
 
     def rebuild(self) -> None:
-        """As DDP does before its second step: small ones, to be sent while others are computed."""
+        """As DDP does before its second step: small buckets, sent while others are computed."""
         for block in self.blocks:
             self.trace.give(block)
         self.blocks = self._taken([dist._DEFAULT_FIRST_BUCKET_BYTES, BUCKET_BYTES])

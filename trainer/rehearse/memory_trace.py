@@ -1,9 +1,9 @@
 """Every allocation of a step, recorded from outside: which tensors live when, and how large.
 
 A dispatch mode sees each operator's results. A tensor's bytes count from the operator that made
-its storage until that storage is gone, rounded up to 512 bytes as CUDA's allocator rounds
-(c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize). It works on fake tensors, which have shapes and
-no memory, so a 7B step can be watched on any machine, in seconds.
+its storage until that storage is freed, rounded up to 512 bytes as CUDA's allocator rounds
+(c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize). This works on fake tensors, which have shapes
+but no memory, so any machine can watch a 7B step in seconds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from trainer.rehearse.card_kernels import (
     HIDDEN,
     NOTHING_INSIDE,
     PRODUCTS,
-    given_by_card,
-    goes_on,
+    card_results,
     in_order_made,
+    works_in_place,
 )
 from trainer.rehearse.shape_kernels import NOTHING, known_result
 
@@ -108,17 +108,17 @@ class MemoryTrace(TorchDispatchMode):
 
     @contextmanager
     def apart(self, stream: int) -> Iterator[None]:
-        """What is allocated meanwhile is of that stream. A CUDA graph records into one, too."""
+        """Inside the block, allocations belong to that stream. A CUDA graph has a stream, too."""
         first = len(self.labels)
         yield
         self._put_on(stream, first)
 
     def _put_on(self, stream: int, first: int) -> None:
-        """The blocks since `first` are of that stream."""
+        """The blocks since `first` belong to that stream."""
         self._streams.update(dict.fromkeys(range(first, len(self.labels)), stream))
 
     def empty(self) -> None:
-        """What nothing uses goes back to the driver, as by `torch.cuda.empty_cache`."""
+        """Give unused memory back to the driver, as `torch.cuda.empty_cache` does."""
         self._emptied.append(len(self.recorded))
 
     def hold(self, tensors: Iterable[Tensor], label: str) -> None:
@@ -144,7 +144,7 @@ class MemoryTrace(TorchDispatchMode):
         self.tell(phase)
 
     def divide(self, part: str) -> None:
-        """Count what follows in the same phase, but in that part of it."""
+        """Count what follows in a part of the current phase."""
         self.parts.append((len(self.recorded), self.phase, part))
 
     def __torch_dispatch__(
@@ -160,7 +160,7 @@ class MemoryTrace(TorchDispatchMode):
         blocks = [self.take(size, INSIDE) for size in inside.before]
         held = [self.take(size, INSIDE) for size in inside.held]
         self._give_all(blocks)
-        result = given_by_card(func, args) or known_result(func, args, kwargs or {})
+        result = card_results(func, args) or known_result(func, args, kwargs or {})
         if result is None:
             result = func(*args, **(kwargs or {}))
         elif result is NOTHING:
@@ -186,12 +186,13 @@ class MemoryTrace(TorchDispatchMode):
             self.give(block)
 
     def _expect_in_place(self, packet: Any, args: tuple[Any, ...]) -> None:
-        """Look out for a result that takes the first tensor's place, if that goes at once.
+        """Note a result that will take the first tensor's place if that is freed at once.
 
-        A sum outside of recorded arithmetic is autograd adding gradients up: into the first one
-        where nobody else holds that one (torch's InputBuffer, and index_backward its zeros), as a
-        view's base would. torch's own arithmetic goes on in place, too: a linear adds its bias to
-        the product. Of fake tensors, both make a third.
+        On a card two kinds of operators work in place that make a third tensor when they run on
+        fake ones. autograd adds gradients up into the first if nothing else holds it, as a view's
+        base would (torch's InputBuffer; index_backward adds into its zeros): these are sums outside
+        recorded arithmetic. And torch's own arithmetic continues in place: a linear adds its bias
+        to the product.
         """
         if not (args and isinstance(args[0], Tensor)):
             return
@@ -199,7 +200,7 @@ class MemoryTrace(TorchDispatchMode):
         here = made is not None and first == self._same.get(made, made)
         backward = self.phase == "backward" and not torch.is_grad_enabled()
         gradients = packet in ADDED_UP and backward and not args[0]._is_view()
-        if gradients or (here and goes_on(before, packet, args)):
+        if gradients or (here and works_in_place(before, packet, args)):
             self._addend = first
 
     def _take_workspace(self) -> None:
@@ -211,7 +212,7 @@ class MemoryTrace(TorchDispatchMode):
             self.take(self.workspace, WORKSPACES)
 
     def block_of(self, tensor: Tensor) -> int | None:
-        """The block of the tensor's storage, if it is counted, or was until it was given early."""
+        """The block of the tensor's storage, if it is counted, or was until it was freed early."""
         block = self._blocks.get(tensor.untyped_storage()._cdata)
         if block is None:
             return None
@@ -246,11 +247,11 @@ class MemoryTrace(TorchDispatchMode):
         return block
 
     def close(self) -> None:
-        """What goes from now on goes because the run is over, and is no event of it."""
+        """The run is over: what is freed from now on is no event of it."""
         self.closed = True
 
     def give(self, block: int) -> None:
-        """The block is gone."""
+        """The block has been freed."""
         if self.closed:
             return
         block = self._same.pop(block, block)
@@ -266,12 +267,13 @@ class MemoryTrace(TorchDispatchMode):
         self.live.remove(block)
 
     def give_early(self, tensor: Tensor) -> None:
-        """Count a tensor as gone, whoever may still hold it."""
+        """Count a tensor as freed, even if something still holds it."""
         key = tensor.untyped_storage()._cdata
         block = self._blocks.get(key, -1)
         if block >= 0:
+            known = self._same.get(block, block)
             self.give(block)
-            self._blocks[key] = -1 - block  # so that its end is no second one
+            self._blocks[key] = -1 - known  # so that its end is no second one
 
     def peaks(self, parts: bool = False) -> dict[str, int]:
         """The most bytes live at once in each phase, or in each part of one."""
@@ -310,10 +312,10 @@ class MemoryTrace(TorchDispatchMode):
         return found
 
     def last_step(self, points: int) -> tuple[dict[str, list[int]], Spans, Spans]:
-        """Bytes by label at some `points` moments of the last step, the most of each; its phases,
-        and these in their parts.
+        """Bytes by label at about `points` moments of the last step, the highest of each stretch.
 
-        Both are (first moment, name). A step ends with the optimizer's phase.
+        Also the step's phases, and the parts of phases, each as (first moment, name). A step ends
+        with the optimizer's phase.
         """
         ends = [n for n, (_, _, part) in enumerate(self.parts) if part == "optimizer"]
         last = self.parts[(ends[-2] + 1 if len(ends) > 1 else 0) :]
@@ -354,7 +356,7 @@ def _parts(parts: Iterable[tuple[int, str, str]]) -> Spans:
     return [(first, part) for first, _, part in parts]
 
 
-# Fake tensors are asked for theirs more often than all else together, and it takes no memory.
+# Called for fake tensors more often than everything else together, and it takes no memory.
 DEVICE = torch.ops.prim.device.default
 # Namespaces of operators that take no memory beside their results, or are listed above.
 SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}

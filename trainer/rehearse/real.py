@@ -126,7 +126,7 @@ def rehearse(
     """Build the model, warm up, time `steps` steps on this process's GPU.
 
     With `save` a checkpoint is also written, and deleted. The verdict is SPILLS if the step took
-    more than was free and did not fail: the driver moved it to host memory.
+    more than was free and did not fail: then the driver has moved a part to host memory.
     """
     import torch
 
@@ -153,7 +153,7 @@ def rehearse(
         for _ in range(WARM_UP - 1):
             rehearsal.step()
         facts["static_bytes"] = torch.cuda.memory_allocated()
-        # One after the other, as in training: a card that rests between them computes faster.
+        # Without a pause, as in training: a card that rests between steps computes faster.
         same = rehearsal.batches() if text_tokens[0] == text_tokens[1] else None
         seconds = [_timed(rehearsal, same or rehearsal.batches()) for _ in range(steps)]
         facts["last_loss"] = rehearsal.step(same)

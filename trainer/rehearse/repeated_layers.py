@@ -1,11 +1,12 @@
-"""Of identical decoder layers only a few are traced; the others repeat what was recorded.
+"""Among identical decoder layers only a few are traced; the others repeat what was recorded.
 
-A kind is: checkpointed or not, learning or evaluating, in the first micro-batch or a later one. The
-first layer of a kind always runs, as its input may need no gradient. The second runs and is the
-pattern of what the layers after it take and give going forward; the last runs, must do the same,
-and is the pattern of the way back, where it comes first. A layer between only plays the pattern:
-its output, its gradients and its place in the autograd graph are real (fake) tensors. So a step of
-32 layers costs the time of a few and leaves the same trace; a test compares the two.
+Layers are of one kind if they agree in: checkpointed or not, learning or evaluating, in the first
+micro-batch or a later one. The first layer of a kind always runs, since its input may need no
+gradient. The second runs, and what it allocates and frees is the forward pattern for those after
+it. The last runs and must do the same; it comes first in the backward pass and is the pattern
+there. The layers between only play the patterns: their outputs, gradients and places in the
+autograd graph are real (fake) tensors. So a step of 32 layers takes the time of a few and leaves
+the same trace; a test compares the two.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ class NotAlike(RuntimeError):
     """Two layers of one kind that use memory differently: one cannot replace the other."""
 
 
-# What a layer does: take and give blocks of its own (by order of birth), make tensors that others
-# see (0 the output or its input's gradient, n the gradient of its n-th trained tensor), or let go
-# of what came in (0 the gradient, 1 the layer's input).
+# What a layer does: take and free blocks of its own (numbered as they are taken), make tensors that
+# others see (0 the output or its input's gradient, n the gradient of its n-th trained tensor), or
+# let go of what came in (0 the gradient, 1 the layer's input).
 Move = tuple[Literal["take", "give", "make", "let go"], int]
 
 
@@ -154,7 +155,7 @@ class _Recorder:
         self.pattern.sizes, self.pattern.labels = self.sizes, self.labels
 
     def _moves(self, made: dict[int | None, int]) -> list[Move]:
-        """The events since the start; of blocks that are neither own nor made, nothing."""
+        """The events since the start, without those of blocks from elsewhere."""
         moves: list[Move] = []
         for block, size in self.trace.recorded[self.start :]:
             if block in made:

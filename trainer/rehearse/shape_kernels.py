@@ -1,16 +1,18 @@
-"""What operators give for fake tensors, without looking it up.
+"""Results of operators on fake tensors, without FakeTensorMode's look-up.
 
-Of 80 µs that FakeTensorMode takes for a call, most makes a key of all arguments and looks it up; a
-rehearsal makes 14 000 calls. What is in these tables gives the same at once: an operator in place
-its first argument, one of equal tensors another like them, the others what their kernel for the
-device "meta" gives, or tensors of the shapes that are listed. Whatever is not listed, or has other
-arguments than fake CPU tensors without known values, stays with the mode; Adam's counts of steps
-are such values. A test compares the trace with one that the mode made alone.
+FakeTensorMode takes 80 µs for a call, mostly to make a key of all arguments and look it up, and a
+rehearsal makes 14 000 calls. The operators in these tables get the same results at once. An
+operator in place returns its first argument. One on equal tensors returns another like them. Others
+return what their kernel for the device "meta" gives, or tensors of the listed shapes.
+FakeTensorMode still handles operators that are not listed, and arguments other than fake CPU
+tensors without known values (Adam's step counts have known values). A test compares the trace with
+FakeTensorMode's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import bitsandbytes  # noqa: F401  its operators
@@ -89,7 +91,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the operator gives for these arguments; None where FakeTensorMode has to say so."""
+    """The operator's result for these arguments; None if FakeTensorMode has to compute it."""
     if func in IN_PLACE:
         return args[0] if _without_values(args[0]) else _counted(func, args)
     if func is aten._local_scalar_dense.default and _is_known(args[0]):
@@ -115,7 +117,7 @@ def known_result(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     device = kwargs.get("device") or CPU
     if isinstance(mode, FakeTensorMode) and device in (CPU, META):
         with torch._C._DisableTorchDispatch():
-            return FakeTensor(mode, func(*args, **kwargs | {"device": META}), device)
+            return _fake(mode, func(*args, **kwargs | {"device": META}), device)
     return None
 
 
@@ -137,7 +139,7 @@ def _of_kernel(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fake
     kwargs.pop("device", None)
     with in_kernel_invocation_manager(mode):
         result = func(*args, **kwargs)
-    return FakeTensor(mode, result, device)
+    return _fake(mode, result, device)
 
 
 def _like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTensor | None:
@@ -157,7 +159,7 @@ def _like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FakeTenso
 
 
 def _dropped(x: Any, share: float, train: bool | None) -> tuple[FakeTensor, FakeTensor] | None:
-    """What is left, and which: outside of training, or without a share, nothing is drawn."""
+    """Dropout's result and mask; outside of training, or with probability 0, no mask is drawn."""
     if not (train and 0 < share < 1):
         return None
     mode, shape = x.fake_mode, x.shape
@@ -183,7 +185,23 @@ def _made(
             place = torch.empty(shape, dtype=dtype, device=META)
         else:
             place = torch.empty_strided(shape, stride, dtype=dtype, device=META)
-    return FakeTensor(mode, place, CPU)
+    return _fake(mode, place, CPU)
+
+
+def _fake(mode: FakeTensorMode, place: Tensor, device: torch.device) -> FakeTensor:
+    """As FakeTensor's constructor makes it, which sets fifteen more attributes one by one."""
+    tensor = Tensor._make_subclass(
+        FakeTensor, place, False, dispatch_device=True, device_for_backend_keys=device
+    )
+    vars(tensor).update(_attributes(mode, device))
+    return tensor
+
+
+@lru_cache(maxsize=2)
+def _attributes(mode: FakeTensorMode, device: torch.device) -> dict[str, Any]:
+    """What every fake tensor of the mode has on that device."""
+    with torch._C._DisableTorchDispatch():
+        return vars(FakeTensor(mode, torch.empty(0, device=META), device))
 
 
 def _plain(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ from profiles.measurement import Timeline
 from profiles.plan import Plan
 from trainer.rehearse.memory_trace import INSIDE, MemoryTrace
 
-# What a tensor is that was made in a phase and still lives at the peak.
+# The component of a tensor at the peak, by the phase that made it.
 BORN = {"forward": "activations kept", "backward": "transient", "clipping": "transient",
         "optimizer": "transient", "evaluation": "transient", INSIDE: "transient",
         "load": "frozen weights", "answer": "keys and values"}  # fmt: skip
@@ -61,7 +61,7 @@ def _activations(live: Mapping[str, int]) -> int:
 
 
 def _lessened(live: Mapping[str, int], saved: int) -> dict[str, int]:
-    """What lives less the bytes that compiled layers save: of activations, those kept first."""
+    """The live bytes minus what compiled layers save, first taken from kept activations."""
     found = dict(live)
     for name in ACTIVATIONS:
         less = min(saved, found.get(name, 0))

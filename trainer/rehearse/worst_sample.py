@@ -36,9 +36,9 @@ def worst_sample(plan: Plan, folder: Path) -> WorstSample:
     from trainer.data.mixture import read_training
     from trainer.data.samples import SampleSet, image_paths
     from trainer.ignored import IGNORE_LABEL
-    from trainer.model.build import some_tokenizer
+    from trainer.model.build import counting_tokenizer
 
-    tokenizer = some_tokenizer(plan)
+    tokenizer = counting_tokenizer(plan)
     leave = SkippedEntries(announced())
     train = SampleSet(read_training(folder, plan, leave), plan, tokenizer, {}, training=True)
     items = read_split(folder, "val", plan.max_val_samples, leave)

@@ -29,7 +29,7 @@ def put_in_place(new: Path, folder: Path, earlier: Sequence[Path]) -> None:
     places = [folder, *earlier]
     if new == gone:
         new = new.rename(folder.with_name(f".{folder.name}-0"))
-    # Those behind the first empty place need not move.
+    # Checkpoints behind the first empty place need not move.
     moving = next((n for n, place in enumerate(places) if not place.exists()), len(places))
     if moving == len(places):
         shutil.rmtree(gone, ignore_errors=True)

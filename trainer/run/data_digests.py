@@ -69,7 +69,7 @@ def trained_on(run: Started, pictures: Sequence[Path], contents: Contents) -> tu
 
 
 def _digest(item: Item) -> tuple[str, str]:
-    """Of the annotation's bytes and the picture's size, as in earlier versions."""
+    """The digest of the annotation's bytes and the picture's size, as in earlier versions."""
     annotation = hashlib.sha256(item.json_path.read_bytes())
     annotation.update(repr((item.explanations, item.image_path.stat().st_size)).encode())
     return item.name, annotation.hexdigest()[:16]

@@ -25,7 +25,7 @@ NOTHING = Expected()
 def beside_forecast(
     expected: Expected, seconds: float | None, peaks: dict[str, int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Forecast and measured of a run, and a warning for each that was exceeded.
+    """Forecast and measured figures of a run, and a warning for each forecast that was exceeded.
 
     `seconds`: of the whole run, None if it was resumed.
     """

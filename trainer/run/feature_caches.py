@@ -62,7 +62,7 @@ def prepare_caches(
 
 
 def lacking(plan: Plan, images: list[Path], root: Path) -> list[Path]:
-    """The pictures of which `root` lacks features that the plan names."""
+    """The pictures for which `root` lacks features that the plan names."""
     if not plan.cached_encoders:
         return []
     fingerprint = weight_source(plan).fingerprint
@@ -72,9 +72,9 @@ def lacking(plan: Plan, images: list[Path], root: Path) -> list[Path]:
 
 
 def share_of(images: list[Path], ranks: Ranks) -> list[Path]:
-    """The pictures of this rank, every one in the share of one rank of each machine.
+    """This rank's share of the pictures; on each machine every picture belongs to one rank.
 
-    Machines begin at different places, so those that share a folder build few of them twice.
+    Machines begin at different places, so that machines with a common folder build few twice.
     """
     machine = ranks.of_machine
     share = images[ranks.rank - machine.start :: len(machine)]

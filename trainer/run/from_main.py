@@ -1,4 +1,4 @@
-"""What rank 0 has read, on every rank: only its machine needs a run's checkpoints."""
+"""Sends what rank 0 has read to every rank: only its machine needs a run's checkpoints."""
 
 from __future__ import annotations
 

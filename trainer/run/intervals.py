@@ -1,4 +1,4 @@
-"""How much a score depends on which images it was taken of. Without torch, for the page."""
+"""How much a score depends on the choice of images. Without torch, for the page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def bootstrapped(
     share: float = 0.95,
     resamples: int = 10_000,
 ) -> list[Interval]:
-    """The confidence interval of each of some figures of `count` images, by the numbers drawn.
+    """The bootstrap confidence interval of each figure; figures are functions of the drawn images.
 
-    Percentiles over as many images drawn with replacement (Efron 1979), always the same draws.
+    Percentiles over `count` images drawn with replacement (Efron 1979), always the same draws.
     """
     generator = np.random.default_rng(0)
     # One draw at a time: all at once would be gigabytes.

@@ -45,11 +45,11 @@ class Progress:
         return False
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether as many evaluations as the plan allows have not been better than the best."""
+        """Whether the plan's patience is over: so many evaluations in a row were no better."""
         return patience is not None and self.stale >= patience
 
     def left(self, epochs: int, epoch_steps: int, evaluating: float | None) -> tuple[int, float]:
-        """Steps and evaluations left; `evaluating`: the share left of one that goes on now."""
+        """Steps and evaluations left; `evaluating`: the share left of the current evaluation."""
         evaluations: float = epochs - self.evaluated
         if evaluating is not None:  # one that is not before the training counts already
             evaluations += evaluating - (self.step > self.evaluated * epoch_steps)
@@ -62,7 +62,7 @@ def unless_not_finite(
     allowed: int,
     report: Callable[[str], None],
 ) -> StepResult | None:
-    """What `step` gives; None if a number was not finite and the plan allows to skip the step."""
+    """The result of `step`; None if a number was not finite and the plan allows skipping it."""
     try:
         return step()
     except NotFinite as error:

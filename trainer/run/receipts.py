@@ -1,8 +1,8 @@
 """Receipts: what a run counted of each lever of its plan.
 
-A lever that a plan names may fail to act without any error: a library may have replaced a kernel, a
-variable of the shell may have switched the compiler off. So the first step of a run is looked at:
-the layers that are run again are counted as they run, not read off the plan.
+A lever of a plan may silently have no effect: a library may have replaced a kernel, a variable of
+the shell may have switched the compiler off. So a run's first step is checked: for example, layers
+that run again are counted while they run, not read off the plan.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ KINDS: dict[type[nn.Module], tuple[str, str]] = {
 
 @contextmanager
 def _layer_runs(model: SegmentationModel, compiled: bool) -> Iterator[Counter[int]]:
-    """How often each decoder layer is run inside; at -1, how often the decoder is.
+    """Count how often each decoder layer runs inside the block; at -1, how often the decoder does.
 
     Not of compiled layers, which a hook would compile anew.
     """
@@ -119,7 +119,7 @@ def _layers(
 
 
 def _storage(plan: Plan, model: SegmentationModel) -> Iterator[Receipt]:
-    """What the frozen weights are kept in, where they are, and what is not loaded at all."""
+    """The storage of the frozen weights, their place, and which encoders are not loaded."""
     found = {
         KINDS[type(owner)]
         for layer in model.decoder_layers

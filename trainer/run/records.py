@@ -57,9 +57,9 @@ class Records:
         return self.path.stat().st_size
 
     def cut(self, size: int) -> bool:
-        """Remove what came after the first `size` bytes; False if there are fewer bytes.
+        """Remove everything after the first `size` bytes; False if there are fewer bytes.
 
-        Where some are missing, a line that is torn at the end is removed as well.
+        If bytes are missing, an incomplete last line is removed as well.
         """
         kept = self.path.read_bytes()[:size] if self.path.is_file() else b""
         complete = len(kept) >= size
@@ -69,7 +69,7 @@ class Records:
         return complete
 
     def start_trackers(self) -> None:
-        """Begin anew in every tracker with the rows so far: no step appears in one twice."""
+        """Start a new run in every tracker with all rows so far, so that no step is there twice."""
         if not self.accelerator.is_main_process:
             return
         shutil.rmtree(self.folder / TENSORBOARD, ignore_errors=True)

@@ -53,7 +53,7 @@ class Interrupted(KeyboardInterrupt):
 def tokenizer_for(plan: Plan) -> ConversationTokenizer:
     """The plan's tokenizer. Raises an error if the card or its compiler cannot run the plan.
 
-    A missing card is reported before missing weights, which are gigabytes to fetch in vain.
+    A missing card is reported before missing weights, so that nobody fetches gigabytes in vain.
     """
     free = free_bytes(plan) if plan.device == "cuda" else None
     tokenizer = read_tokenizer(plan)
@@ -81,7 +81,7 @@ def steps_line(plan: Plan, epoch_steps: int) -> str:
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """What a process draws its dropout of a step from: the same in a run that was resumed."""
+    """The seed of a process's dropout in a step: the same if the run was resumed."""
     return hash((seed, step, rank)) % (1 << 63)
 
 
@@ -205,8 +205,8 @@ class Run:
             started = time.monotonic()
             torch.manual_seed(step_seed(self.plan.seed, self.step, self.accelerator.process_index))
             with self.state.saved_on_failure():
-                result = self._first_looked_at(batches)
-            batches.clear()  # whoever names them: the next ones are pinned in their place
+                result = self._step_with_receipts(batches)
+            batches.clear()  # frees them: the next batches are pinned in their place
             rate = self.scheduler.get_last_lr()[0]
             if not self.accelerator.optimizer_step_was_skipped:
                 self.scheduler.step()
@@ -227,7 +227,7 @@ class Run:
             self.reporter.progress(title, number, self.epoch_steps)
             self._between_steps()
 
-    def _first_looked_at(self, batches: list[Batch]) -> StepResult | None:
+    def _step_with_receipts(self, batches: list[Batch]) -> StepResult | None:
         """A step; the first one's receipts are kept in the run folder."""
         if self.receipts.rows:
             return self._step(batches)

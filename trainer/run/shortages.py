@@ -61,7 +61,7 @@ def shortages(folder: Path) -> dict[Path, Shortage]:
     return found
 
 
-def unhandled(folder: Path) -> Path | None:
+def open_report(folder: Path) -> Path | None:
     """The folder of the last report, if the run has not been resumed since."""
     places = list(shortages(folder))
     return places[-1] if places and not (places[-1] / ANSWER).exists() else None

@@ -80,8 +80,8 @@ class State:
     def saved_on_failure(self) -> Iterator[None]:
         """Save if memory runs out, or another process is lost, before the update.
 
-        No parameter has changed yet. The main process saves and waits for nobody: the others may be
-        gone. It cannot save while its card waits for them.
+        No parameter has changed yet. The main process saves without waiting for the others, which
+        may be gone. It cannot save while its card waits for them.
         """
         try:
             with during("training"):
@@ -135,7 +135,7 @@ class State:
                 **peaks()}  # fmt: skip
 
     def _go_on_as_a_longer_run(self) -> None:
-        """Put the learning rate where the plan's schedule has it at this step; wait afresh."""
+        """Set the learning rate to the plan's schedule at this step; restart its patience."""
         self.progress.stale = 0
         steps, bases = self.scheduler.last_epoch, self.scheduler.base_lrs
         shares = [share(steps) for share in self.scheduler.lr_lambdas]
@@ -146,7 +146,7 @@ class State:
         self.scheduler.load_state_dict(state | {"lr_lambdas": [None], "_last_lr": rates})
 
     def _as_saved(self) -> dict[str, Any]:
-        """All that the next step depends on beside the trained tensors."""
+        """Everything that the next step depends on beside the trained tensors."""
         now = self.progress
         scheduler = {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}
         scaler = self.accelerator.scaler

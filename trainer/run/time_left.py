@@ -22,14 +22,14 @@ class TimeLeft:
         self.evaluation: float | None = None  # seconds of the last one
 
     def step_took(self, seconds: float) -> None:
-        """Learn from a step; the first, which allocates and compiles, counts only while alone."""
+        """Learn from a step; the first one allocates and compiles, so it counts only at first."""
         if self.warming_up and self.steps:
             self.steps.clear()
             self.warming_up = False
         self.steps.append(seconds)
 
     def seconds(self, steps: int, evaluations: float) -> float | None:
-        """Of so many steps and evaluations, which may be parts of one; None if not known."""
+        """Seconds of so many steps and evaluations, also fractions of them; None if not known."""
         if (steps and not self.steps) or (evaluations and self.evaluation is None):
             if self.forecast_seconds is None:
                 return None

@@ -35,7 +35,7 @@ def read_trackers(text: str) -> tuple[Tracker, ...]:
 
 
 def is_installed(name: str) -> bool:
-    """Whether there is such a package: a folder of a tracker's own files has its name, too."""
+    """Whether the package is installed: a folder with a tracker's files has the same name."""
     spec = find_spec(name)
     return spec is not None and spec.origin is not None
 

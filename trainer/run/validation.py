@@ -25,7 +25,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
-    """Results of a run: before training, at its best (which `folder` answers with), and last."""
+    """Results of a run: before training, the best (its checkpoint is in `folder`), and the last."""
     best, epochs = summary["best"], summary["epochs"]
     lines = [f"before  {describe(summary['before'])}"]
     if best is not None:  # None: resumed from an old checkpoint that lacks it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -30,17 +31,28 @@ def without_traceback(loader: DataLoader[Any], run: Path) -> Iterator[Batch]:
     try:
         yield from _iterator(loader)
     except Exception as error:
-        # A lost worker is noticed by torch, or by a transfer that breaks off.
-        lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
-        if lost or str(error).startswith("DataLoader worker"):
-            raise WorkerEnded(
-                "a data worker was ended from outside, perhaps because host memory ran out\n"
-                f"    hint: lisa-train --resume {argument(run)} continues; "
-                "with --set workers=0 it takes less host memory"
-            ) from None
-        if FROM_WORKER in str(error):
-            raise type(error)(_last_words(error)) from None
-        raise
+        found = _in_our_words(error, run)
+        if found is None:
+            raise
+        # torch's frames hold its iterator, whose workers end with it: else when garbage is looked
+        # for, where the queue that would tell them has gone, and five seconds are waited for each.
+        clear_frames(error.__traceback__)
+        raise found from None
+
+
+def _in_our_words(error: Exception, run: Path) -> Exception | None:
+    """What to raise for an error of a data worker; None for another one."""
+    # A lost worker is noticed by torch, or by a transfer that breaks off.
+    lost = isinstance(error, ConnectionError | EOFError) and FROM_WORKER not in str(error)
+    if lost or str(error).startswith("DataLoader worker"):
+        return WorkerEnded(
+            "a data worker was ended from outside, perhaps because host memory ran out\n"
+            f"    hint: lisa-train --resume {argument(run)} continues; "
+            "with --set workers=0 it takes less host memory"
+        )
+    if FROM_WORKER in str(error):
+        return type(error)(_last_words(error))
+    return None
 
 
 def _iterator(loader: DataLoader[Any]) -> Iterator[Batch]:

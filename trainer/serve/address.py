@@ -10,7 +10,7 @@ from profiles.files import reason
 def taken(host: str, port: int, waiting: bool = False) -> socket.socket:
     """The address, taken but not yet answering; port 0 takes a free one. Raises ValueError.
 
-    Who connects to it now is refused, or waits if `waiting`.
+    A client that connects now is refused, or waits if `waiting`.
     """
     place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     # On Windows SO_REUSEADDR would let two processes have one port. Elsewhere it only frees it
@@ -29,7 +29,7 @@ def taken(host: str, port: int, waiting: bool = False) -> socket.socket:
 
 
 def url(host: str, place: socket.socket) -> str:
-    """What a browser calls it; of all addresses of a machine, its name."""
+    """The address for a browser; the machine's name if the server listens on all addresses."""
     port = place.getsockname()[1]
     host = socket.gethostname() if host in ("0.0.0.0", "::") else host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -108,7 +108,7 @@ async def _asked(request: Request, limits: Limits) -> Asked:
 
 
 def _counted(request: Request, limits: Limits) -> Callable[[], Awaitable[Message]]:
-    """The request's own receive, until more comes than is allowed."""
+    """The request's `receive`, which raises as soon as more arrives than is allowed."""
     total = 0
 
     async def receive() -> Message:

@@ -26,7 +26,7 @@ class Asked:
 
 
 def named(number: int, count: int) -> str:
-    """Which of a request's questions something is said about; the first is number 0."""
+    """A question's name in messages; the first of a request is number 0."""
     return "question" if count == 1 else f"question {number + 1} of {count}"
 
 

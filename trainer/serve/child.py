@@ -96,7 +96,7 @@ class Child:
         return Answered(size, tuple(rows))
 
     async def finish(self) -> None:
-        """Have the rest of a request left out that nobody waits for. Raises Gone."""
+        """Cancel the rest of a request that nobody waits for. Raises Gone."""
         if self.pid is None:
             raise Gone("ended")
         self._send({"cancel": True})
@@ -133,7 +133,7 @@ class Child:
 async def _read_all(stream: asyncio.StreamReader, messages: asyncio.Queue[Message | None]) -> None:
     """All of a process's messages, and None at its end.
 
-    A task of its own: a reader that is cancelled within a message would leave its rest behind.
+    Runs as a separate task: a reader cancelled inside a message would leave the message's rest.
     """
     try:
         while True:

@@ -1,8 +1,8 @@
 """The rest of a request is read before it is answered.
 
-A server that answers early closes a connection that is for one request, and what still arrives
-resets it. Programs that send all before they read, as Python's urllib does, then see an error of
-their socket instead of the answer.
+A server that answers early closes a connection used for one request, and bytes that still arrive
+reset it. Programs that send everything before they read, such as Python's urllib, would then see a
+socket error instead of the answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_BYTES, SECONDS = 64 << 20, 30.0  # of a rest; whoever sends more is not waited for
+MOST_BYTES, SECONDS = 64 << 20, 30.0  # of a rest; a client that sends more is not waited for
 
 
 class Drained:

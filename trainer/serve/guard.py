@@ -37,11 +37,11 @@ class Access:
 
     @classmethod
     def of(cls, host: str) -> Access:
-        """On this machine alone without a token, elsewhere with a new one."""
+        """Without a token if only this machine can connect, else with a new token."""
         return cls(host, None if host in HERE else secrets.token_urlsafe(32))
 
     def names(self, host: str) -> bool:
-        """Whether a Host header names this server. Rebinding takes a name that others own."""
+        """Whether a Host header names this server; DNS rebinding needs a name that others own."""
         name = _name(host)
         if name in HERE:
             return True

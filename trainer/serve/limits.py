@@ -10,7 +10,7 @@ RESIDENT = "cached_encoders=[]"
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one server. Waiting requests are held in memory: pictures of `picture_bytes` at most."""
+    """Limits of one server. Waiting requests are in memory, with pictures up to `picture_bytes`."""
 
     picture_bytes: int = 16 << 20
     pixels: int = 50_000_000

@@ -40,8 +40,8 @@ class Worker:
     def __init__(self, segmenter: Segmenter, pixels: int, text_tokens: int) -> None:
         """Pictures and questions have so many pixels and tokens at most.
 
-        The current folder is for the picture that is asked about: nobody else writes there, and
-        no message has more of its path than its name.
+        The picture that is asked about is written into the current folder: nobody else writes
+        there, and messages name the file without its path.
         """
         Image.MAX_IMAGE_PIXELS = pixels
         self.segmenter, self.text_tokens = segmenter, text_tokens
@@ -79,7 +79,7 @@ class Worker:
         except Refused as error:
             _send(sink, {"number": number, "refused": str(error)})
         except Exception:
-            # What a failed kernel leaves behind is unknown: a new process is the cure.
+            # A failed kernel leaves the card in an unknown state: a new process is needed.
             traceback.print_exc()
             os._exit(1)
 
@@ -122,7 +122,7 @@ def _send(sink: BinaryIO, header: Mapping[str, Any]) -> None:
 
 
 def _written(picture: bytes) -> Path:
-    """The picture as a file called by its checksum; the last one goes."""
+    """The picture as a file named after its checksum; the last picture's file is removed."""
     image = Path(f"picture-{hashlib.sha256(picture).hexdigest()}")
     for other in Path().glob("picture-*"):
         if other != image:
@@ -133,13 +133,13 @@ def _written(picture: bytes) -> Path:
 
 
 def _shown(error: DataError) -> str:
-    """What is wrong with a picture, by its field's name and without that of its file here."""
+    """What is wrong with a picture, with the field's name in place of the file's."""
     found = ((f"picture{one.what.removeprefix('image')}", one.fix) for one in error.findings)
     return "; ".join(f"{what}. Fix: {fix}" for what, fix in found)
 
 
 def own_stdout() -> BinaryIO:
-    """stdout for messages alone: what anything else prints goes to stderr."""
+    """stdout for messages only: whatever else prints goes to stderr."""
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.stdout = sys.stderr

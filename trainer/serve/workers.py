@@ -12,7 +12,7 @@ from trainer.serve.child import Child, Gone
 from trainer.serve.limits import Limits
 
 NOT_LOADED = "the model is not loaded"
-LONGEST_PAUSE = 60  # seconds between two tries to start a process
+PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two tries to start a process
 
 
 class Workers:
@@ -31,7 +31,7 @@ class Workers:
         self.children = [Child(command, environment) for command, environment in processes]
         self.tell = tell
         self.waiting = 0  # requests that have a place
-        # Of one loading: after `stop` there is another, and nothing is given back to it.
+        # Each loading has its own: after `stop` the next one starts with nothing left over.
         self.idle: asyncio.Queue[Child | None] = asyncio.Queue()
         self.tasks: set[asyncio.Task[None]] = set()
         self.started = False
@@ -86,7 +86,7 @@ class Workers:
 
     @property
     def problem(self) -> str:
-        """Why nothing can be answered; empty where it can, or will be soon."""
+        """Why no request can be answered now or soon; else empty."""
         if not self.started:
             return NOT_LOADED
         problems = [child.problem for child in self.children]
@@ -121,7 +121,7 @@ class Workers:
         task.add_done_callback(self.tasks.discard)
 
     async def _recover(self, child: Child) -> None:
-        """Have a process finish what nobody waits for; replace it where that takes too long."""
+        """Let a process finish a request that nobody waits for; replace it if it takes too long."""
         try:
             async with asyncio.timeout(self.limits.seconds):
                 await child.finish()  # raises Gone if it has ended
@@ -131,11 +131,11 @@ class Workers:
         self.idle.put_nowait(child)
 
     async def _replace(self, child: Child) -> None:
-        pause = 1
+        pause = PAUSE
         while True:
             try:
                 return await child.start()
             except Gone as error:
-                self.tell(f"{error}; next try in {pause} s")
+                self.tell(f"{error}; next try in {pause:g} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

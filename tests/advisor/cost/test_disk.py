@@ -22,7 +22,7 @@ from profiles.sizes import GIB, gib
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.convert.convert import needed_shapes
 from trainer.data.formats.reasonseg import read_split
-from trainer.model.build import build, some_tokenizer
+from trainer.model.build import build, counting_tokenizer
 from trainer.model.weights import ShapesAlone
 from trainer.reporter import Reporter
 from trainer.run.run import Run
@@ -51,7 +51,7 @@ def test_trained_values_are_those_of_the_model_that_is_built(name: str, targets:
         parts += ["token_rows"] if profile.decoder.tied_head else ["head"]
     plan = Plan.parse({"model": name, "weights": "random", "train": parts,
                        "lora": {"rank": 4, "targets": targets}})  # fmt: skip
-    model = build(plan, some_tokenizer(plan), torch.device("meta"), ShapesAlone())
+    model = build(plan, counting_tokenizer(plan), torch.device("meta"), ShapesAlone())
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     assert trained_values(plan) == sum(trained)
 

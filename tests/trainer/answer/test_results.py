@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from trainer.answer.scored import replaced, scores_folder
 from trainer.answer.segmenter import SILENT, Segmenter
 from trainer.answer.trained_model import Trained, find_trained
 from trainer.batch import Batch
-from trainer.cli.segment import _answered, planned_for
+from trainer.cli.segment import _answered, _answers, planned_for
 from trainer.cli.segment import app as segment_app
 from trainer.cli.train import app
 from trainer.convert import export
@@ -611,6 +612,41 @@ def test_a_picture_that_goes_takes_its_own_answers_alone(
     assert first["answer"] == "It is here." and len(others) == 2
     assert all("no such file" in row["error"] for row in others)
     assert capsys.readouterr().err.count("error: ") == 1
+
+
+def test_a_full_disk_leaves_whole_answers_and_none_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And no question more is asked; of one answer the error itself is said."""
+    mask = np.ones((1, *np.asarray(Image.open(PICTURES[0])).shape[:2]), bool)
+    asked, left = [], 6  # of 2 for each file: the second answer's overlay finds the disk full
+
+    def ask_all(questions: list[Question], most: int) -> Iterator[Answer]:
+        for one in questions:
+            asked.append(one.text)
+            yield Answer("It is here.", mask, 0.0)
+
+    def fsync(file: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    segmenter: Any = SimpleNamespace(
+        plan=SimpleNamespace(tokens=SimpleNamespace(max_masks=8)), ask_all=ask_all
+    )
+    named = [(Question(PICTURES[0], f"{n}?"), tmp_path / f"{n}") for n in range(3)]
+    first, *others = _answers(segmenter, named, {}, as_json=True)
+    assert first["files"] and all("no space left" in row["error"] for row in others)
+    assert asked == ["0?", "1?"]
+    assert {one.name for one in tmp_path.iterdir()} == {"0.mask.png", "0.overlay.png"}
+    said = capsys.readouterr().err
+    assert "1 of 3 answers are written" in said and "then the same command again" in said
+    left = 2
+    with pytest.raises(OSError, match="No space"):
+        _answers(segmenter, named[:1], {}, as_json=True)
+    assert not list(tmp_path.glob("0.*"))
 
 
 def test_nothing_is_loaded_where_no_picture_can_be_read(run: Path, tmp_path: Path) -> None:

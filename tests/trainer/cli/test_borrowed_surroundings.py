@@ -23,6 +23,7 @@ from profiles.tested import append, keep, read_table, shipped_table, user_table_
 from tests.conftest import ROOT, tiny_plan
 from trainer.atomic_folder import atomic_folder
 from trainer.cli.console import user_errors
+from trainer.cli.ranks import deciding
 from trainer.convert.convert import Shards
 from trainer.data.feature_cache import FeatureCache
 from trainer.data.synthetic.dataset import write_dataset
@@ -143,7 +144,7 @@ def test_a_row_that_cannot_be_kept_is_no_error(
     with pytest.raises(OSError):
         append(row)
     keep(row)
-    assert "note: what was found is not kept" in capsys.readouterr().err
+    assert "note: the result was not saved" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -158,6 +159,10 @@ def test_what_the_system_refuses_has_its_own_fix(
         raise OSError(number, os.strerror(number), "/run")
     said = capsys.readouterr().err
     assert ended.value.exit_code == 1 and fix in said and "/run: " in said
+    assert "then the same command again" in said and "--resume" not in said
+    with pytest.raises(Exception) as ended, deciding():  # a training
+        raise OSError(number, os.strerror(number), "/run")
+    assert ended.value.exit_code == 1 and "--resume RUN" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limits")

@@ -96,7 +96,7 @@ def test_reports_of_other_machines_are_taken_in_once(
     for _ in range(2):
         cli_ranks.collect_shortages(tmp_path)
         assert [one.step for one in recovery.shortages(tmp_path).values()] == [1, 3]
-    assert recovery.unhandled(tmp_path) == tmp_path / "out-of-memory" / "002"
+    assert recovery.open_report(tmp_path) == tmp_path / "out-of-memory" / "002"
 
 
 def test_a_killed_process_is_named_with_what_continues(

@@ -753,7 +753,7 @@ def test_what_the_hub_refuses_says_the_way_out(
             "is gated\n    hint: accept its terms on https://huggingface.co/me/x",
         ),
         (errors.RevisionNotFoundError, "has no revision v9"),
-        (errors.RepositoryNotFoundError, "no folder here and no repository"),
+        (errors.RepositoryNotFoundError, "neither a folder here nor a public repository"),
         (
             None,
             "cannot be fetched: no network\n.*hf download me/x --local-dir FOLDER --revision v9",

@@ -24,8 +24,8 @@ from trainer.answer.segmenter import USUAL, Group, Segmenter, _group, _groups, l
 from trainer.answer.trained_model import Trained
 from trainer.batch import Encoded, sharing_prefix
 from trainer.data.formats.reasonseg import read_split
-from trainer.model.answering import Answering, Said, never
-from trainer.model.build import some_tokenizer
+from trainer.model.answering import Answering, Said, not_stopped
+from trainer.model.build import counting_tokenizer
 from trainer.model.layers.replayed import Replayed
 from trainer.prompts import ANSWERS, Turn
 
@@ -188,7 +188,7 @@ def test_questions_asked_together_are_answered_as_alone(segmenter: Segmenter) ->
 def test_what_a_group_may_say_is_what_it_has_room_for() -> None:
     """Every answer of the templates, and every explanation; within the forecast of one question."""
     plan = Plan.parse({"model": "7b"})
-    tokenizer, limits = some_tokenizer(plan), plan.tokens
+    tokenizer, limits = counting_tokenizer(plan), plan.tokens
     question = Question(PICTURES[0], TEXTS[0]).turn().question
     said = [tokenizer.encode([Turn(question, answer)]).labels for answer in ANSWERS]
     lengths = [sum(label >= 0 for label in labels) for labels in said]
@@ -212,7 +212,7 @@ def test_an_answer_that_nobody_waits_for_ends_at_its_next_token(segmenter: Segme
     with pytest.raises(Stopped):
         next(segmenter.ask_all(asked))
     assert not list(left)
-    segmenter.stopped = never
+    segmenter.stopped = not_stopped
     assert [one.text for one in segmenter.ask_all(asked)] == before
     segmenter.stopped, segmenter.seen = lambda: True, None
     segmenter.model.encode = lambda *_: pytest.fail("encoded")  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import Qwen3VLForConditionalGeneration, Sam2Model
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from profiles.families import MASK, VISION, Prompting
+from profiles.garbage import not_collected
 from profiles.plan import Plan
 from profiles.pool_events import stream_of
 from tests.conftest import PHOTOS
@@ -70,6 +72,22 @@ def made(plan: Plan, folder: Path | None = None) -> tuple[SegmentationModel, Bat
     other = next(n for n, count in enumerate(counts) if count != counts[0])
     batch = collate([samples[0], samples[other]], tokenizer)
     return build(plan, tokenizer, CPU, Uneven(0)), batch, [images[0], images[other]]
+
+
+def test_an_encoder_and_its_pixels_go_before_the_model_loads(tmp_path: Path) -> None:
+    """At once, not when Python next looks for garbage: they may not fit beside the model."""
+    plan = small_plan(cached_encoders=["vision", "mask"])
+    images = [item.image_path for item in read_split(PHOTOS, "train")][:2]
+
+    def tensors() -> set[int]:
+        known = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+        return {id(one) for one in known if not one.is_meta}
+
+    gc.collect()
+    with not_collected():
+        before = tensors()
+        prepare_caches(plan, images, tmp_path, make_accelerator(plan, None), SILENT)
+        assert tensors() <= before and any(tmp_path.rglob("*.safetensors"))
 
 
 def whole_models(model: SegmentationModel) -> tuple[Qwen3VLForConditionalGeneration, Sam2Model]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import queue
 import re
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -95,7 +97,7 @@ def test_two_processes_of_a_launcher_give_the_losses_of_one(
     )  # fmt: skip
     said = log.read_text()
     assert code == 0, said
-    batch = ("2 × 1 × 2 processes", "4 questions, 1 × 1 × 2 processes pictures of up to 2")
+    batch = ("2 × 1 × 2 processes", "4 questions, up to 2 a picture, 1 × 1 × 2 processes")
     assert f"batch {batch[questions - 1]}, " in said
     # One process speaks for both.
     assert said.count("before training: gIoU") == 1
@@ -181,19 +183,19 @@ def test_what_holds_a_card_for_another_process_ends_with_it(
 
 
 def test_whoever_waits_for_a_launch_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A whole set of variables may be left over; torchrun waits before it starts a process."""
+    told: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(ranks, "SLOW_SECONDS", 0.0)
-    for elastic in (True, False):
-        with monkeypatch.context() as shell:
-            shell.delenv("TORCHELASTIC_RUN_ID", raising=False)
-            if elastic:
-                shell.setenv("TORCHELASTIC_RUN_ID", "none")
-            with ranks._waiting("RANK=0 WORLD_SIZE=2"):
-                time.sleep(0.2)
-        said = capsys.readouterr().err
-        assert ("RANK=0 WORLD_SIZE=2" in said and "unset RANK" in said) != elastic
+    monkeypatch.setattr(ranks, "tell", told.put)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with ranks._waiting("RANK=0 WORLD_SIZE=2"):
+        assert not any(isinstance(one, threading.Timer) for one in threading.enumerate())
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    with ranks._waiting("RANK=0 WORLD_SIZE=2"):
+        said = told.get(timeout=30)
+    assert "RANK=0 WORLD_SIZE=2" in said and "unset RANK" in said
 
 
 LEFT = """
@@ -328,12 +330,23 @@ def test_torchruns_hold_their_run_folder_and_leave_no_process(tmp_path: Path) ->
     assert "--resume" not in second.stderr  # a run that goes on cannot be gone on with
 
 
-ACCELERATE = """
+ACCELERATE = '''
 import subprocess, sys
-subprocess.run([sys.executable, "-c", "import sys, time; from pathlib import Path; "
-    "from trainer.cli import train; "
-    "train.app = lambda **_: (Path('ready').touch(), time.sleep(60)); train.main()"])
-"""
+subprocess.run([sys.executable, "-c", """import os, time
+from pathlib import Path
+from trainer.cli import train
+parent = os.getppid()
+
+def app(**_):
+    Path("ready").touch()
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    time.sleep(0.05)  # what ends it comes with its parent's end
+    Path("alone").touch()
+
+train.app = app
+train.main()"""])
+'''
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
@@ -352,13 +365,10 @@ def test_a_training_ends_with_the_accelerate_launch_that_waits_for_it(
     (child,) = psutil.Process(parent.pid).children()
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + (30 if along else 2)  # one that stays is not waited for
+    deadline = time.monotonic() + 60
     while is_alive(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    ended = not is_alive(child)
-    if not ended:
-        child.kill()
-    assert ended == along
+        time.sleep(0.01)
+    assert not is_alive(child) and (tmp_path / "alone").exists() != along
 
 
 def is_alive(process: psutil.Process) -> bool:

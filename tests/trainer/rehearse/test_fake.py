@@ -91,7 +91,8 @@ def test_products_in_fp8_are_counted() -> None:
         {"checkpointed_layers": 2, "effective_batch": 8, "micro_batch": 2},
         {"optimizer_state": "8bit", "quantization": "int8", "cached_encoders": [],
          "effective_batch": 4},
-        {"lora": None, "train": ["mask_decoder", "text_hidden_fcs"]},
+        {"lora": None, "train": ["mask_decoder", "text_hidden_fcs"], "allocator": "",
+         "processes": 2, "effective_batch": 4},
     ],
 )  # fmt: skip
 def test_layers_watched_once_leave_the_trace_of_all(settings: dict[str, Any]) -> None:

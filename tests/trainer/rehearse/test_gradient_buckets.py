@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from profiles.measurement import Measurement
 from tests.conftest import tiny_plan
 from tests.group import together
-from trainer.model.build import some_tokenizer
+from trainer.model.build import counting_tokenizer
 from trainer.model.footprint import needed_bytes
 from trainer.parallel.trained_only import leave_out_frozen
 from trainer.rehearse.fake import fake_rehearsal
@@ -109,7 +109,7 @@ def test_a_rank_takes_its_gradients_twice_until_they_are_exchanged(
     """All else is as in a process alone with as many samples."""
     rank = tiny_plan(**SHAPE, effective_batch=4 * processes, processes=processes)
     of_many = fake_rehearsal(rank, 64, 1)[0]
-    gradients = needed_bytes(rank, some_tokenizer(rank))["gradients"]
+    gradients = needed_bytes(rank, counting_tokenizer(rank))["gradients"]
     assert of_many.live_at_peak[LABEL] == pytest.approx(gradients, abs=512)
     more = {phase: size - one.phases[phase] for phase, size in of_many.phases.items()}
     assert more.pop("clipping") == pytest.approx(0, abs=8192)

@@ -249,10 +249,8 @@ def test_two_imports_into_one_folder(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with atomic_folder(target) as draft:
         (draft / "a").touch()
-        started = time.monotonic()
         with pytest.raises(Held, match=str(os.getpid())), atomic_folder(target):
             pass
-        assert time.monotonic() - started < 30
     assert {path.name for path in tmp_path.rglob("*")} == {"out", "a"}
 
 

@@ -178,9 +178,9 @@ def test_anywhere(
         start_run(beginning(tmp_path, cache))
     ((place, short),) = recovery.shortages(tmp_path).items()
     assert (short.phase, short.step, short.error) == (phase, step, "CUDA out of memory")
-    assert recovery.unhandled(tmp_path) == place
+    assert recovery.open_report(tmp_path) == place
     resume_run(tmp_path, None, None, {})
-    assert recovery.unhandled(tmp_path) is None
+    assert recovery.open_report(tmp_path) is None
     assert_same(tmp_path, undisturbed)
 
 

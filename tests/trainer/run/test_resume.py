@@ -315,6 +315,7 @@ def test_features_that_go_bad_midway_are_told_plainly_and_made_anew(
     run.evaluate = lambda title: {"giou": 0.0, "ciou": 0.0, "images": 0}  # type: ignore[method-assign]
     with pytest.raises(BadEntry) as caught:
         run.train()
+    assert not multiprocessing.active_children()  # nor is one waited for later
     first, hint = str(caught.value).split("\n")
     assert first.startswith(str(own)) and "computed again" in hint
     shutil.rmtree(tmp_path / "run")

@@ -1,6 +1,7 @@
 """The process of a model that does as it is asked: `sleep 0.2`, `halves 0.1`, `die`, `raise`.
 
 Whatever it is asked, its answer names the picture, and its mask is one row high for each letter.
+The file `slept` has a letter for each time that it slept.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class FakeSegmenter:
             raise RuntimeError("CUDA error: a secret place /root")
         if order == "sleep":
             time.sleep(float(value))
+            with open("slept", "a") as file:
+                file.write("z")
         if order == "halves":
             Halves.pause = float(value)
         if order == "print":

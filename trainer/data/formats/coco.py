@@ -39,7 +39,7 @@ class CocoImage:
 
 
 class CocoMask(NamedTuple):
-    """One entry of ``annotations``; a crowd has one outline for all."""
+    """One entry of ``annotations``; a crowd has one outline for all its members."""
 
     image: int
     category: int
@@ -129,7 +129,7 @@ def listed_coco(report: Report, parsed: dict[str, Any]) -> ListedCoco:
         report.add("annotations", "COCO's panoptic segments_info", allowed, fix)
         return ListedCoco({}, {}, iter(()))
     if not {"images", "categories"} <= parsed.keys():
-        # Each annotation would repeat that what it refers to is not there.
+        # Every annotation would repeat that the picture or category it refers to is missing.
         return ListedCoco(images, categories, iter(()))
     listed = _listed(report, parsed, (images, broken_images), (categories, broken_categories))
     return ListedCoco(images, categories, listed, _tool(parsed))

@@ -333,7 +333,7 @@ def _explaining(explanation: Explanation, choose: Choose) -> Turn:
 
 
 def _shuffled_turns(item: Item, rng: np.random.Generator) -> list[Turn]:
-    """Every text and explanation of an item once, as often as `draw_one` would have each first."""
+    """Texts and explanations of an item without repeats, first ones as likely as in `draw_one`."""
     choose = random_choice(rng)
     texts = [Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
              for text in item.texts]  # fmt: skip
@@ -367,7 +367,7 @@ def by_picture(items: Iterable[Item]) -> list[ReasoningPicture]:
 
 
 class _File(NamedTuple):
-    """What tells a file from another, under whatever name."""
+    """Identifies a file under any of its names."""
 
     size: int
     changed: int  # ns

@@ -71,7 +71,7 @@ def _read_coco_set(
     for mask in coco.masks.values():
         named = by_image.setdefault(mask.image, {})
         named.setdefault(coco.categories[mask.category], []).extend(mask.parts)
-    # Without all of its masks a category would have only a part of its answer.
+    # A category with a broken mask is left out whole: its answer would be incomplete.
     for mask in coco.unusable.values():
         if mask.box != ():
             by_image.get(mask.image, {}).pop(coco.categories[mask.category], None)

@@ -28,8 +28,8 @@ _NAME_BYTES = (
 class ItemFiles:
     """Writes items into the folders `train`, `val` and `test` in `root`.
 
-    A picture with all its items is written where it will most likely belong. Only when all
-    pictures are known, is it certain, and a few are moved.
+    A picture and its items are written into the split that they most likely belong to. This is
+    certain only when all pictures are known; then a few are moved.
 
     Paths are text here: a large import writes a million files, and Path takes as long as writing.
     """

@@ -1,7 +1,8 @@
 """Which pictures and labels the broken entries of a source are about.
 
-A question about one of them follows from what is broken: it is no finding of its own, and means no
-picture of a like name. An entry that does not say its picture or its label may be about any.
+A question about one of them fails only because the entry is broken: it is no finding of its own,
+and no similar picture is suggested for it. A broken entry without a picture or a label may be about
+any.
 """
 
 from __future__ import annotations

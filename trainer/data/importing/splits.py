@@ -1,8 +1,9 @@
 """Which split an imported picture belongs to: the source's own, or else one drawn by a hash.
 
-Copies of a picture are a group, and no group is in two splits, so that nothing is validated that
-was trained on. Where the split is drawn, the versions that Roboflow makes of a picture are a group
-as well. It splits before it makes them, so in its own split equal names are other pictures.
+Copies of a picture form a group, and a group is never in two splits, so that nothing is validated
+that was trained on. If the split is drawn here, the versions that Roboflow made of a picture form a
+group, too. In Roboflow's own split they need not: it splits first and makes versions afterwards, so
+equal names in two of its splits are different pictures.
 """
 
 from __future__ import annotations

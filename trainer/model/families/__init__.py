@@ -21,7 +21,7 @@ from trainer.model.segmentation_model import SegmentationModel
 from trainer.model.tokenizer import ConversationTokenizer
 
 P = TypeVar("P", bound=ModelProfile)
-# Of a decoder: they show in no tensor's shape.
+# A decoder's settings that no tensor's shape shows.
 SHAPELESS = "rms_norm_eps", "num_attention_heads", "num_key_value_heads"
 
 

@@ -58,9 +58,9 @@ MOST_LENGTHS = 256  # beyond it dynamo would continue without compiling, and slo
 class KeyValues:
     """Keys and values of a row and of what follows, layer by layer, in blocks taken once.
 
-    What is read fills slots from the front. Later tokens go into `slots` and see whole blocks, so
-    that a step has the same shapes and addresses each time: its mask says what is there. Other
-    slots are zero, since attention multiplies them with a weight of 0.
+    The row that is read fills slots from the front. Later tokens go into `slots` and attend to
+    whole blocks, so that every step has the same shapes and addresses; a mask hides what they must
+    not see. Unused slots are zero, since attention multiplies them with a weight of 0.
     """
 
     def __init__(self, most: int) -> None:
@@ -74,7 +74,7 @@ class KeyValues:
     ) -> Tensor:
         """One decoder layer on [B, T, H], which sees all that came before.
 
-        It needs a mask but where the row is read from its start.
+        It needs a mask, except where the row is read from its start.
         """
         output: Tensor = layer(
             hidden, position_embeddings=rope, attention_mask=mask, past_key_values=self
@@ -116,8 +116,8 @@ def compiled_graphs() -> int:
 def compiled_layer(run: RunLayer) -> RunLayer:
     """`run`, compiled anew for each length of a micro-batch (`trainer.data.samples.length_step`).
 
-    Not for any length at once: with a symbolic length and the recomputation inside, torch 2.11's
-    partitioner fails ("Node … was invalid, but is output").
+    One graph for all lengths will not do: with a symbolic length and recomputation inside, torch
+    2.11's partitioner fails ("Node … was invalid, but is output").
     """
     torch._dynamo.config.recompile_limit = MOST_LENGTHS
     compiled: RunLayer = torch.compile(run, dynamic=False)

@@ -1,12 +1,12 @@
 """Products of frozen weights in FP8 (e4m3), which cards of compute capability 8.9 and later do at
 twice the rate of bf16.
 
-Every row of an operand has a scale of its own, by which its largest value becomes 448, e4m3's
-largest. A weight's scales are computed once: of its rows for the forward product, of its columns
-for the input gradient. From its few bits it is widened straight to FP8. Activations are scaled by
-row as they come, once for all linears that read them: within a compiled layer `fp8_rows` of the
-same input is one call. Gradients are scaled likewise; e5m2, with its wider range and fewer digits,
-would lose twice as much (docs/decisions.md).
+Each row of an operand has a scale that maps its largest value to 448, the largest of e4m3. A
+weight's scales are computed once: by rows for the forward product, by columns for the input
+gradient. A quantised weight is converted straight to FP8. Activations are scaled by row at run
+time, once for all linears that read them: a compiled layer calls `fp8_rows` once for each input.
+Gradients are scaled in the same way; e5m2, with its wider range and fewer digits, would lose twice
+as much (docs/decisions.md).
 
 The products run as `torch._scaled_mm`. Elsewhere the same codes are widened and multiplied, so that
 a CPU rounds as a card does. Each kernel in `fp8_kernels` has its twin here, in plain torch.
@@ -60,7 +60,7 @@ def nf4_codes(
     worth: Tensor,
     back: bool,
 ) -> Tensor:
-    """Codes of an NF4 weight [N, K] by what its rows are worth [N]; `back`: of Wᵀ [K, N], by [K].
+    """Codes of an NF4 weight [N, K] by its rows' scales [N]; `back`: of Wᵀ [K, N], by [K].
 
     `packed` holds two weights a byte, the first in its upper half.
     """
@@ -77,7 +77,7 @@ def nf4_codes(
 
 
 def dense_codes(weight: Tensor, factor: Tensor | None, worth: Tensor, back: bool) -> Tensor:
-    """As `nf4_codes`, of a weight [N, K] in bf16, fp16, fp32 or int8, times a factor a row."""
+    """As `nf4_codes`, for a weight [N, K] in bf16, fp16, fp32 or int8, times a factor a row."""
     if weight.is_cuda:
         from trainer.model.layers import fp8_kernels
 
@@ -104,11 +104,10 @@ OPERATORS = torch.library.Library("lisa_preflight", "FRAGMENT")
 def _define(
     name: str, schema: str, compute: Callable[..., Any], fake: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """An operator that makes all it returns; without `fake` it is made of other operators.
+    """An operator that returns only new tensors; without `fake` it is composed of other operators.
 
-    Not by `custom_op`, which looks at every call's tensors in Python, nor with `register_autograd`,
-    through which a call would go in compiled layers, too: of a small product the launch is what
-    takes time.
+    Neither `custom_op` nor `register_autograd` is used: the one inspects every call's tensors in
+    Python, the other adds a call even in compiled layers, and a small product's time is its launch.
     """
     OPERATORS.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
     kind = "Implicit" if fake is None else "Explicit"
@@ -136,8 +135,7 @@ def _operator(kind: str, stored: str, widen: Callable[..., Tensor]) -> Callable[
     """x [..., K] · Wᵀ -> [..., N] as an operator with its gradient, for one kind of storage.
 
     It takes x, x's codes and their scales, the `stored` tensors, and the weight's scales by rows
-    [N] and by columns [K]; `widen` makes the weight's codes. Of x itself only the gradient's way is
-    used.
+    [N] and by columns [K]; `widen` makes the weight's codes. x itself only receives the gradient.
     """
     schema = f"{stored}, Tensor rows, Tensor columns) -> Tensor"
 

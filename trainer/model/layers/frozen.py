@@ -1,8 +1,8 @@
 """Frozen linears stored in few bits.
 
-A frozen weight needs no gradient, so its product needs nothing kept: the forward pass multiplies by
-the widened weight and lets it go, the backward pass widens it again. Both products are operators
-of their own (`torch.library`), so that neither autograd nor a compiler keeps a widened copy between
+A frozen weight needs no gradient, so nothing is kept for the backward pass: the forward pass
+multiplies by the widened weight and frees it, the backward pass widens it again. Both products are
+operators (`torch.library`), so that neither autograd nor a compiler keeps a widened copy between
 them. The bits are bitsandbytes': NF4 in blocks of 64 with doubly quantised scales (Dettmers et al.
 2023, arXiv:2305.14314) or int8 with one scale a row (Dettmers et al. 2022, arXiv:2208.07339; the
 activations stay in the compute dtype here).
@@ -25,7 +25,7 @@ FEW_ROWS = 4  # up to them bitsandbytes' product of every card widens no weight
 
 
 def nf4_inner(scales: Tensor, outer: Tensor, offset: Tensor, code: Tensor) -> Tensor:
-    """What the values of each block are worth, fp32: one a block of 64."""
+    """The scale of each block of 64 values, fp32."""
     widen = torch.ops.bitsandbytes.dequantize_blockwise
     inner: Tensor = widen(scales, outer, code, SCALE_BLOCK, torch.float32) + offset
     return inner
@@ -112,9 +112,9 @@ int8_product.register_autograd(_int8_backward, setup_context=_keep)
 
 
 def make_scale_code() -> None:
-    """Have bitsandbytes' code of the NF4 scales made, on the CPU and out of real numbers.
+    """Make bitsandbytes build its code table for NF4 scales now, on the CPU with real numbers.
 
-    The process keeps it. Otherwise the first weight's device would make it: meta, or fake.
+    The process keeps the table. Otherwise the first weight would build it on a meta or fake device.
     """
     from bitsandbytes.functional import create_dynamic_map, name2qmap
 
@@ -124,10 +124,10 @@ def make_scale_code() -> None:
 
 @contextmanager
 def _on_default_stream(device: torch.device) -> Iterator[None]:
-    """Work on a card's default stream, after what is under way on the current one, and before more.
+    """Run the block on the card's default stream, in order with the work on the current stream.
 
-    bitsandbytes (0.50) quantises there, whichever stream is current: on another one it would read
-    weights that are not written yet, and its own scales before they are made.
+    bitsandbytes (0.50) quantises on the default stream, whichever stream is current. Without this
+    it would read weights that are not written yet, and its own scales before they are made.
     """
     if device.type != "cuda":
         yield
@@ -206,9 +206,11 @@ class Nf4Linear(FrozenLinear):
         return self.packed, self.scales, self.outer, self.offset, self.code
 
     def _few_rows(self, x: Tensor) -> Tensor:
-        """As `forward` without a bias or a widened weight: a token of an answer is bound by
-        reading the weight, and one kernel reads its four bits and their scales
-        (benchmarks/answering.py)."""
+        """As `forward`, without a bias and without widening the weight.
+
+        One token's time is that of reading the weight, so one kernel reads its 4 bits and their
+        scales directly (benchmarks/answering.py).
+        """
         shape = [self.out_features, self.in_features]
         y: Tensor = torch.ops.bitsandbytes.gemm_4bit(
             x, self.packed, shape, self.outer, NF4_BLOCK, "nf4",

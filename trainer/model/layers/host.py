@@ -23,11 +23,12 @@ CHUNK_BYTES = 32 * MIB
 ALIGNMENT = 256  # bytes; what CUDA's own allocations have
 
 
-def unnoticed(target: Tensor) -> Any:
+def hidden_from_autograd(target: Tensor) -> Any:
     """A context that hides changes of `target` from autograd.
 
-    A compiled layer keeps its weights for the backward pass by reference. By then `Gate` has
-    put its own bytes into the buffer again, which autograd's count of changes does not show.
+    A compiled layer keeps its weights for the backward pass by reference, and autograd's version
+    counter would report them as changed. But by then `Gate` has copied the layer's bytes into the
+    buffer again.
     """
     return torch.autograd._unsafe_preserve_version_counter(target)
 
@@ -41,11 +42,11 @@ class _Copier:
     def start(self, target: Tensor, source: Tensor) -> torch.cuda.Event | None:
         """Queue a copy behind all work queued so far; the event marks its end."""
         if self.stream is None:
-            with unnoticed(target):
+            with hidden_from_autograd(target):
                 target.copy_(source)
             return None
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream), unnoticed(target):
+        with torch.cuda.stream(self.stream), hidden_from_autograd(target):
             target.copy_(source, non_blocking=True)
         return self.stream.record_event()
 
@@ -56,7 +57,7 @@ def _wait(event: torch.cuda.Event | None) -> None:
 
 
 def stream_rows(table: Tensor, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows [c, H] on `device`) over a host table [V, H], the next chunk on its way.
+    """(first row, rows [c, H] on `device`) over a host table [V, H], copied one chunk ahead.
 
     Two buffers on the card take turns: a chunk is good only until the next one is asked for.
     """
@@ -209,9 +210,9 @@ def _inside(ids: Tensor, start: int, count: int) -> Tensor:
 class HostLayers:
     """Frozen weights of decoder layers in pinned host memory; two buffers on the card take turns.
 
-    A layer's stored tensors are views into the buffer of its turn for good: nothing is allocated
-    and no tensor changes place. `fetch` makes them hold the layer's values and starts the copy of
-    the layer that comes next.
+    A layer's stored tensors are always views into the same buffer: nothing is allocated and no
+    address changes. `fetch` waits until they hold the layer's values and starts to copy the next
+    layer.
     """
 
     def __init__(self, device: torch.device, memory: HostMemory) -> None:
@@ -246,7 +247,7 @@ class HostLayers:
         return number
 
     def fetch(self, number: int, step: int) -> None:
-        """Have layer `number` on the card, and the one `step` (+1 or −1) further on its way."""
+        """Have layer `number` on the card, and start to copy the next one, `step` (+1 or −1) on."""
         self._begin(number)
         _wait(self.events[number % 2])
         if 0 <= number + step < len(self.host):

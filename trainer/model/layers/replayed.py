@@ -15,10 +15,10 @@ from profiles.streams import tell
 class Replayed:
     """Calls a function of tensors whose shapes never change; on a card, recorded and replayed.
 
-    A token of an answer is thousands of small kernels: launching each from Python takes ten times
-    as long as their work. The first call runs plainly, so that libraries are loaded and have their
-    workspaces; the second is recorded. A function that allocates takes memory of its own for that.
-    What it reads beside its arguments must stay where it is.
+    One token of an answer takes thousands of small kernels, and launching them from Python takes
+    ten times as long as their work. The first call runs as it is, so that libraries load and
+    allocate their workspaces; the second call is recorded. If the function allocates, the recording
+    keeps that memory. Tensors that it reads beside its arguments must stay where they are.
     """
 
     def __init__(self, on_card: bool) -> None:
@@ -56,9 +56,9 @@ class Replayed:
 
 
 def own_stream(device: torch.device) -> Callable[[], None]:
-    """What has a thread's work on a card done on a new stream, which `Replayed` can record.
+    """Move the calling thread's work on a card to a new stream, which `Replayed` can record.
 
-    A thread that does not call it would not wait for what is under way there.
+    Every thread that uses this work must call it: others would not wait for the stream.
     """
     if device.type != "cuda":
         return lambda: None

@@ -59,7 +59,7 @@ class LlavaSam(Family[Profile]):
         return names.target_names(found)
 
     def other_settings(self, config: Mapping[str, Any], profile: Profile) -> list[str]:
-        """Where LLaMA was trained under others than it computes with here."""
+        """Settings of LLaMA that differ between the checkpoint's training and this model."""
         decoder = llava_config(profile, 0, 0).text_config
         ours = {name: getattr(decoder, name) for name in SHAPELESS}
         return differing(decoder_table(config), ours)

@@ -80,7 +80,7 @@ class Lisa(SegmentationModel):
 
     @classmethod
     def from_adapter(cls, name: str) -> str | None:
-        """Of adapters of whichever LLaVA or LLaMA."""
+        """The model's name for a tensor of an adapter for any LLaVA or LLaMA."""
         return from_adapter(name)
 
     @property

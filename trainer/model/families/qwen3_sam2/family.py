@@ -55,7 +55,7 @@ class Qwen3Sam2(Family[Profile]):
         return names.target_names(found)
 
     def other_settings(self, config: Mapping[str, Any], profile: Profile) -> list[str]:
-        """Where Qwen was trained under others than it computes with here."""
+        """Settings of Qwen that differ between the checkpoint's training and this model."""
         theirs, decoder = decoder_table(config), qwen_config(profile, 0, 0).text_config
         rope = theirs.get("rope_parameters") or theirs.get("rope_scaling")
         if isinstance(rope, Mapping):

@@ -1,4 +1,4 @@
-"""Qwen3-VL's 3-D positions: in text all three count on, in a picture they are time, row, column."""
+"""Qwen3-VL's 3-D positions: equal and increasing in text; time, row and column in a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def positions(image: Tensor, grids: Tensor) -> Tensor:
     """[3, B, T] of rows with one picture each.
 
     `image` [B, T] says where its tokens are, `grids` [B, 2] how many there are down and across.
-    Text goes on behind a picture's longer side.
+    Text after a picture continues from the picture's longer side.
     """
     place = torch.arange(image.shape[1], device=image.device).expand_as(image)
     across, behind = grids[:, 1:], later_by(grids)
@@ -23,5 +23,5 @@ def positions(image: Tensor, grids: Tensor) -> Tensor:
 
 
 def later_by(grids: Tensor) -> Tensor:
-    """How much further text behind a picture is than its place says [B, 1]; never above 0."""
+    """Position minus place in the row for text after a picture [B, 1]; never above 0."""
     return grids.amax(1, keepdim=True) - grids.prod(1, keepdim=True)

@@ -76,7 +76,7 @@ def _attended(attention: Any, states: Tensor, rope: tuple[Tensor, Tensor]) -> Te
 
 
 class _NoPositions(nn.Module):
-    """In place of SAM 2's positions of the levels, which only its video model reads."""
+    """A stand-in for SAM 2's positions of the levels, which only its video model reads."""
 
     def forward(self, shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Nothing."""
@@ -86,7 +86,7 @@ class _NoPositions(nn.Module):
 class MaskEncoder(nn.Module):
     """SAM 2's image encoder, and the frozen layers between it and the mask decoder.
 
-    They leave the model that they were part of: what is cached needs none of them.
+    They are taken out of the model: with cached features it needs none of them.
     """
 
     def __init__(self, sam: Sam2Model) -> None:
