@@ -169,10 +169,10 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
     else:
         say(f"{folder}: no findings")
     for split, counts in counts_of.items():
-        both = counts.get("in_train")
-        if isinstance(both, int):
-            tell(f"note: {split} and train share {counted(both, 'picture')}: the scores will not say "
-                 "what to expect of others\n    hint: move their items into one of the two")  # fmt: skip
+        if isinstance(both := counts.get("in_train"), int):
+            shared = counted(both, "picture")
+            tell(f"note: {split} and train share {shared}: the scores will not say what to expect\n"
+                 "    hint: move their items into one of the two")  # fmt: skip
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
         tell(f"note: no {' and no '.join(missing)} split; a training needs both train and val")
