@@ -118,12 +118,12 @@ def _note_trained_on(model: Path, data: Path, items: list[Item]) -> None:
     if run is None:  # an export has no list of its pictures
         return
     with suppress(CannotResume):
-        contents = Contents(data, feature_cache())
-        known, count = trained_on(Started.read(run), [one.image_path for one in items], contents)
-        if known:
-            tell(f"note: {run} was trained on {known} of these {count} pictures: the scores do not "
-                 "say what to expect of others\n    hint: lisa-train import --test 0.1 sets "
-                 "pictures aside before a training")  # fmt: skip
+        shown = set(Contents(data, feature_cache()).of([one.image_path for one in items]).values())
+        if known := trained_on(Started.read(run).digests, shown):
+            of = f"{known} of these {len(shown)} pictures"
+            hint = "lisa-train import --test 0.1 sets pictures aside before a training"
+            tell(f"note: {run} was trained on {of}: the scores do not say what to expect\n"
+                 f"    hint: {hint}")  # fmt: skip
 
 
 def _own_data(run: Path) -> tuple[Path, int]:

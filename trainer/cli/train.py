@@ -206,9 +206,9 @@ def _begun_anew(run: Path, changes: dict[str, str]) -> str:
     """How to train with settings that a run cannot change: a new one with the rest of its plan."""
     if not changes:
         return ""
-    given = " ".join(f"--set {argument(f'{name}={value}')}" for name, value in changes.items())
-    plan = argument(str(run / "plan.json"))
-    return f"a new run takes it: lisa-train --plan {plan} {given} --data-dir DIR; here "
+    given = "".join(f" --set {argument(f'{name}={value}')}" for name, value in changes.items())
+    plan = run / "plan.json"
+    return f"a new run: lisa-train --data-dir DIR --plan {argument(str(plan))}{given}; here "
 
 
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,14 +58,12 @@ def digests(
     return found
 
 
-def trained_on(run: Started, pictures: Sequence[Path], contents: Contents) -> tuple[int, int]:
-    """How many of some pictures a run was trained on, by their bytes, and how many there are.
+def trained_on(known: Digests, contents: Iterable[str]) -> int:
+    """How many different pictures of these contents are among those that a run is trained on.
 
     Of a mixture ReasonSeg's alone are known: other data sets' pictures are not read for digests.
     """
-    trained = set(run.digests.get(PICTURES.format("train"), {}).values())
-    shown = set(contents.of(pictures).values())
-    return len(shown & trained), len(shown)
+    return len(set(known.get(PICTURES.format("train"), {}).values()) & set(contents))
 
 
 def _digest(item: Item) -> tuple[str, str]:
