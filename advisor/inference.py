@@ -67,7 +67,7 @@ def fitting(
 
 
 def worst_question(text_tokens: int, image_tokens: int) -> Worst:
-    """The sample to forecast for questions and pictures of at most so many tokens.
+    """The sample to forecast for questions and pictures of at most these numbers of tokens.
 
     Both are rounded up, so that few different sizes need a forecast.
     """

@@ -6,18 +6,16 @@ torch. `lisa-advise` renders the Advice and `lisa-train --auto` runs its plan.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 from advisor.advice import Advice, undecided
 from advisor.choice.candidate import Candidate
 from advisor.choice.preference import SAME_PACE, STORAGES
 from advisor.choice.search import (
-    correction_of,
     largest_micro_batch,
     search,
     smallest_card_gib,
@@ -32,8 +30,7 @@ from advisor.machine.gpu import Gpu, Machine
 from advisor.machine.target import Target, best_gpus, gpu_for
 from advisor.machine.torch_builds import too_old
 from advisor.memory.live import CountingLive, Live
-from advisor.memory.parts import LASTING, parts_of
-from advisor.rehearsal import RehearsalFailed
+from advisor.memory.parts import parts_of
 from advisor.report.findings import (
     DATA,
     SETTINGS,
@@ -41,7 +38,6 @@ from advisor.report.findings import (
     few_pictures,
     larger_batch,
     nearest_plan,
-    smaller_pictures,
 )
 from advisor.report.plan_words import storage_text
 from advisor.report.reasons import card_reasons, plan_reasons
@@ -53,6 +49,7 @@ from advisor.request import (
     wanted_model,
     whole_segments,
 )
+from advisor.smaller_pictures import with_smaller_pictures
 from advisor.tiny import on_cpu, tiny_instead, tiny_on_gpu
 from profiles.exchange import nccl_bytes
 from profiles.exits import EXIT_FAILED
@@ -60,13 +57,9 @@ from profiles.findings import Finding, PlanError
 from profiles.measurement import DataCounts
 from profiles.models import DEFAULT_MODELS
 from profiles.overrides import assigned
-from profiles.pictures import limits_for
 from profiles.preferences import Preference
 from profiles.settings import MOST
 from profiles.sizes import gib
-from profiles.tested import Verdict
-
-EIGHTHS = (1, 2, 3, 4, 5, 6, 7)  # of the tokens that a picture may take
 
 
 def advise(
@@ -250,59 +243,14 @@ def _advised(request: Request) -> Advice:
         if tried[-1].exit_code != EXIT_FAILED:
             return _instead_of(tried[0], tried[-1])
     for advice in tried:
-        if smaller := _with_smaller_pictures(request, gpu, advice):
+        on_gpu = partial(_on_gpu, gpu=gpu, model=advice.model)
+        if smaller := with_smaller_pictures(request, advice, on_gpu):
             return smaller
     last = tried[-1]
     if request.model is not None:
         return last
     tiny = tiny_instead(request, gpu, last)
     return _instead_of(tried[0], last) if tiny is last else tiny
-
-
-def _with_smaller_pictures(request: Request, gpu: Gpu, large: Advice) -> Advice | None:
-    """A plan that shrinks pictures as little as possible, where `large` found no plan that fits.
-
-    It changes what the model sees, so it is the last resort and a note says so. The smallest size
-    is tried first, since it often rules out all others. Its forecast corrects the grid's figures,
-    which are for whole pictures, so the sizes between mostly need one forecast each.
-    """
-    whole = large.plan
-    limited = request.pinned & {"min_pixels", "max_pixels"}
-    if request.live is None or limited or whole is None or not whole.profile.tokens_vary:
-        return None
-    lasting = sum(large.parts.get(part, 0) for part in LASTING)
-    if large.budget is not None and lasting > large.budget.cap_bytes:
-        return None  # at any size of pictures
-    most = whole.profile.most_image_tokens
-
-    @cache
-    def shrunk(eighths: int) -> Advice:
-        limit = limits_for(whole, most * eighths // 8)["max_pixels"]
-        settings = (*request.overrides, f"max_pixels={limit}")
-        return _on_gpu(replace(request, overrides=settings, guess=guess(eighths)), gpu, large.model)
-
-    def guess(eighths: int) -> float:
-        first = EIGHTHS[0]
-        forecast = None if eighths == first else shrunk(first).forecast
-        if forecast is None or not forecast.tiers:
-            return 1.0
-        least = correction_of(forecast.plan, forecast.tier("pool").bytes, forecast.text_tokens)
-        return least + (1 - least) * (eighths - first) / (len(EIGHTHS) + 1 - first)
-
-    def verdict(eighths: int) -> Verdict:
-        """A forecast that fails leaves the answer as it was."""
-        try:
-            return shrunk(eighths).verdict
-        except RehearsalFailed:
-            return "UNKNOWN"
-
-    if verdict(EIGHTHS[0]) not in ("FITS", "TIGHT"):
-        return None
-    fitting = bisect_left(EIGHTHS, True, key=lambda eighths: verdict(eighths) != "FITS")
-    best = shrunk(EIGHTHS[max(0, fitting - 1)])
-    kept = [finding for finding in large.findings if finding.where == SETTINGS]
-    findings = (smaller_pictures(best.plan, most, bool(kept)), *kept, *best.findings)
-    return best.model_copy(update={"findings": findings})
 
 
 def _instead_of(usual: Advice, advice: Advice) -> Advice:

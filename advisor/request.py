@@ -39,7 +39,7 @@ WSL_SEGMENTS_DRIVER = 615
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, for which machine and with which table."""
+    """What was asked for, the machine, and the evidence."""
 
     machine: Machine
     model: str | None

@@ -14,7 +14,7 @@ from profiles.usage_errors import in_own_words
 
 
 def _plain(parameters: list[Any]) -> list[Any]:
-    """The parameters, of which flags show no type: typer's own options too."""
+    """The parameters, with flags shown without a type; this includes typer's own options."""
     for one in parameters:
         if isinstance(one, TyperOption) and one.is_flag and one.metavar is None:
             one.metavar = ""

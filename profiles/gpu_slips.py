@@ -25,7 +25,7 @@ SHARES_MEMORY = re.compile(
     r"\b(GB10|GX10|DGX Spark|Orin|Thor|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE
 )
 _SHORT = 4  # letters: names such as M40 and L40, where another letter is another card
-_LONG = 8  # letters, of which two may be wrong
+_LONG = 8  # letters: in names of this length two may be wrong
 
 
 def count_in(text: str) -> tuple[int, str]:

@@ -46,7 +46,7 @@ def _limited(profile: ModelProfile, least: int, most: int) -> ModelProfile:
 
 
 def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:
-    """Settings that limit pictures to so many tokens, as many as the data's largest takes.
+    """Settings that limit pictures to the number of tokens that the data's largest takes.
 
     Empty where the plan's own limit is no higher, or the model sees all pictures at one size.
     """

@@ -114,12 +114,12 @@ class PlanSettings(Settings):
     )
     min_pixels: int | None = Field(
         None, ge=LEAST, le=LARGEST,
-        description="smaller pictures are enlarged to so many pixels for the language model; "
+        description="pixels to which smaller pictures are enlarged for the language model; "
         "null: the model sees all pictures at one size",
     )  # fmt: skip
     max_pixels: int | None = Field(
         None, ge=LEAST, le=LARGEST,
-        description="larger pictures are shrunk to so many pixels for the language model; "
+        description="pixels to which larger pictures are shrunk for the language model; "
         "null: the model sees all pictures at one size",
     )  # fmt: skip
     optimizer: Literal["adamw", "paged_adamw"] = Field(
@@ -171,6 +171,6 @@ class PlanSettings(Settings):
         return profile_of(self)
 
     def with_pictures_of(self, image_tokens: int | None) -> Self:
-        """The plan for pictures of so many tokens at most, such as the data's largest has."""
+        """The plan for pictures of at most `image_tokens`, as many as the data's largest takes."""
         limits = limits_for(self, image_tokens)
         return self.model_copy(update=limits) if limits else self

@@ -97,7 +97,7 @@ class Schedule(Settings):
         None,
         ge=1,
         le=MOST,
-        description="the run ends after so many evaluations in a row without a better gIoU; null: "
+        description="evaluations in a row without a better gIoU after which the run ends; null: "
         "it runs all its epochs",
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first-moment decay")

@@ -275,7 +275,7 @@ def _ends_inside_a_line(handle: int) -> bool:
 
 
 def one_of_each(found: Iterable[T], plan_of: Callable[[T], Plan]) -> list[T]:
-    """The first of each `memory_key`: the others compare with every plan in the same way.
+    """The first row of each `memory_key`: the others compare with every plan in the same way.
 
     A table may have a hundred thousand rows, and each is compared with hundreds of plans.
     """

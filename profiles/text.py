@@ -39,7 +39,7 @@ def brief(value: object, letters: int = 60) -> str:
 def printable(text: str) -> str:
     """`text` with control and invisible characters spelled out, such as `\\u001b`.
 
-    Control characters (C0 but for tab and line break, C1), marks that turn the direction of
+    Control characters (C0 except tab and line break, C1), marks that turn the direction of
     writing, and half characters. The spelling is JSON's, so a JSON document stays what it says.
     """
     if text.isascii() and text.isprintable():

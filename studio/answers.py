@@ -1,4 +1,4 @@
-"""The Ask tab: one model at a time in a process of its own, unloaded when nobody asks it."""
+"""The Ask tab: one model at a time, in its own process; it is unloaded when it is not used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Model(Frozen):
 
 
 class Desk(Workers):
-    """Where one model answers; choosing another lets the first go."""
+    """Holds the one model that answers; choosing another unloads the first."""
 
     def __init__(self, places: Places) -> None:
         super().__init__([], tell=tell)
@@ -51,7 +51,7 @@ class Desk(Workers):
         self.folder = tempfile.TemporaryDirectory(prefix="lisa-studio-")
 
     def state(self) -> dict[str, Any]:
-        """Which model is loaded, and what it says of itself."""
+        """Which model is loaded, and the facts that it reports."""
         return {"loaded": self.loaded if self.ready else "", "loading": self.changing.locked(),
                 "facts": self.facts if self.ready else {}}  # fmt: skip
 
@@ -74,7 +74,7 @@ class Desk(Workers):
         return self.state()
 
     async def unload(self) -> dict[str, Any]:
-        """Let the model go."""
+        """Unload the model."""
         async with self.changing:
             await self._let_go()
         return self.state()

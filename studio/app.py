@@ -111,7 +111,7 @@ ACTIONS: dict[str, tuple[type[Frozen], Work | Slow]] = {
 
 
 def create_app(folders: Sequence[Path], access: Access | None = None) -> Starlette:
-    """The page's application for these folders. Raises ValueError for one that is none."""
+    """The page's application for these folders. Raises ValueError for a path that is no folder."""
     access = access or Access()
     places = Places(folders)
     studio = Studio(places, Processes(places), Desk(places))

@@ -35,9 +35,9 @@ def data_of(folder: Path, places: Places) -> str | None:
 
 
 def advised(folder: Path, plan: Plan | None) -> dict[str, Any] | None:
-    """What the advice said that the pool takes, and what it may take.
+    """The advice's figures: what the pool takes, and what it may take.
 
-    None without advice, and of a run that went on with another plan than the advised one.
+    None without advice, and for a run that continued with another plan than the advised one.
     """
     advice = read_object(folder / "advice.json")
     needs, budget = advice.get("needs"), advice.get("budget")
@@ -54,8 +54,8 @@ def advised(folder: Path, plan: Plan | None) -> dict[str, Any] | None:
 def forecast(chosen: Chosen, places: Places, processes: Processes) -> dict[str, Any]:
     """The forecast of a run's plan at the largest sample of its data, in some seconds.
 
-    Without data that the page sees, at the largest that the plan allows. What may be taken is not
-    said: the run itself takes of it. Raises ValueError, RehearsalFailed.
+    If the page does not see the data, at the largest sample that the plan allows. What may be taken
+    is left out, since the run itself takes memory now. Raises ValueError, RehearsalFailed.
     """
     folder = processes.folder_of(chosen.run)
     plan = plan_of(folder)

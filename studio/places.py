@@ -69,7 +69,7 @@ class Places:
         return self.place(path) is not None
 
     def folder(self, place: str) -> Path:
-        """The path of a folder, of which all may be read. Raises NoSuchPlace, as `around` does."""
+        """The path of a folder whose whole content may be read. Raises NoSuchPlace, as `around`."""
         self._folder(place)
         return self.around(place)
 

@@ -13,7 +13,7 @@ MOST_BYTES = 8 << 20  # of records for one answer; the page asks for the rest
 
 
 def records(path: Path, at: int) -> tuple[list[dict[str, Any]], int, bool]:
-    """The whole lines after the first `at` bytes, where they end, and whether they begin anew.
+    """The whole lines after the first `at` bytes, where they end, and whether they start over.
 
     A resumed run cuts its records back to those of its checkpoint, so they may have become fewer.
     """

@@ -55,7 +55,7 @@ def _scored_in(run: Path, places: Places) -> Path:
 
 
 def files(run: Path, pattern: str, places: Places) -> list[Path]:
-    """What is called so in a run, and where the page scores it."""
+    """The files of that name in a run, and where the page scores it."""
     folders = dict.fromkeys((run, _scored_in(run, places)))
     found = [path for folder in folders for path in sorted(folder.glob(pattern))]
     return [path for path in found if places.sees(path)]
@@ -83,6 +83,6 @@ def works(folder: Path, processes: Processes) -> Iterator[dict[str, Any]]:
 
 
 def pictures(folder: Path, places: Places) -> list[str]:
-    """The places of the sheets in a run folder: what it answers, the worst and the best."""
+    """The places of a run's picture sheets: its answers, the worst and the best."""
     found = (path for pattern in PICTURES for path in files(folder, pattern, places))
     return [place for path in found if (place := places.place(path)) is not None]

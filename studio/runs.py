@@ -77,7 +77,7 @@ def row(folder: Path, places: Places, processes: Processes) -> dict[str, Any]:
 
 
 def place_of(folder: Path, places: Places) -> str:
-    """What a run is called on the page; its folder need not exist yet."""
+    """A run's place on the page; its folder need not exist yet."""
     found = places.place(folder)
     assert found is not None
     return found

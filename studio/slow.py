@@ -26,11 +26,11 @@ class Slow:
 
 
 class Left(BaseException):
-    """Nobody waits for the answer any more; no handler of errors is meant to take it."""
+    """Nobody waits for the answer any more; error handlers must let this pass."""
 
 
 class Watched:
-    """How far a piece of work is. Told of progress after the browser has left, it ends the work."""
+    """How far a piece of work is. If the browser has left, the next report ends the work."""
 
     def __init__(self) -> None:
         self.words, self.left = "", False
@@ -49,7 +49,7 @@ async def answered(work: Coroutine[Any, Any, Response], watched: Watched) -> Res
 
 
 async def lines(task: asyncio.Task[Response], watched: Watched) -> AsyncIterator[bytes]:
-    """How far the work is, each second, and its answer."""
+    """A line each second on how far the work is, then its answer."""
     try:
         while not task.done():
             yield _line({"progress": watched.words})

@@ -15,7 +15,7 @@ COOKIE = "lisa-studio"
 
 
 class Ticket:
-    """Shows the guard behind it the token that a browser keeps; programs show it themselves."""
+    """Passes a browser's cookie to the guard as its token; programs send the token themselves."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access

@@ -53,7 +53,7 @@ class Setting:
 
 
 def scales_for(setting: Setting, text: int, correction: float | None) -> Scales:
-    """How a search weighs plans at so many text tokens; `correction`: of first guesses."""
+    """How a search weighs plans at a number of text tokens; `correction`: of first guesses."""
     here = _minor(setting.torch)
     held = [
         (_counts_for(row, here), row)

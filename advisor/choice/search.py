@@ -281,7 +281,7 @@ def _sharing_gain(plan: Plan, text: int, card: GpuProfile | None) -> float:
 def _with_forecast(candidate: Candidate, exact: Forecast, setting: Setting) -> Candidate:
     """The candidate with the bytes of its own forecast."""
     pool, host = exact.tier("pool").bytes, exact.tier("host").bytes
-    source = f"a forecast of this very plan{counted_by(setting.counted_by)}"
+    source = f"a forecast of this plan{counted_by(setting.counted_by)}"
     if (caching := caching_bytes(candidate.plan)) > pool:
         source += f": {CACHING} more than a step's {gib(pool)}"
         pool = caching

@@ -135,7 +135,7 @@ class AskedOptions:
         if self.pictures is not None and self.data_dir is not None:
             fail("--pictures: --data-dir counts the pictures; give one of the two")
         if self.questions is not None and self.questions < (self.pictures or self.questions + 1):
-            fail("--questions: give --pictures N too, of which each has one question or more")
+            fail("--questions: give --pictures N too; each picture has one question or more")
 
 
 @dataclass(frozen=True, kw_only=True)

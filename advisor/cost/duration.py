@@ -156,7 +156,7 @@ def with_sparing(
 
 
 def within(duration: Duration, hours: float | None, price_per_hour: float | None) -> Duration:
-    """The duration with what fits into so many hours, and with what it costs."""
+    """The duration with the epochs that fit into `hours`, and with its cost."""
     update: dict[str, float | None] = {"hours": hours, "price_per_hour": price_per_hour}
     if hours is not None:
         once = duration.seconds - duration.epochs * duration.epoch_seconds

@@ -23,7 +23,7 @@ WORTH = 0.9  # of the time on fewer cards: saving less than a tenth counts as no
 
 
 class Planned(NamedTuple):
-    """A plan for so many cards, the slowest of them, and whether it is the best for that number."""
+    """A plan for a number of cards, the slowest card, and whether no plan is better for them."""
 
     plan: Plan
     card: GpuProfile | None
@@ -31,10 +31,10 @@ class Planned(NamedTuple):
 
 
 class OnCards(Frozen):
-    """One training on so many cards."""
+    """The training on a number of cards."""
 
     cards: int = Field(description="of all machines")
-    best: bool = Field(True, description="with the best plan for so many; false: with the advised")
+    best: bool = Field(True, description="with the best plan for this number; false: the advised")
     samples_per_second: float = Field(description="questions, from update to update")
     efficiency: float = Field(description="of each card, beside one alone with its own plan")
     step_seconds: float

@@ -99,7 +99,7 @@ def size_text(size: int) -> str:
 
 
 def what_if_gpu(vram_bytes: int, windows: bool = False) -> Gpu:
-    """A card that is not in this machine and of which only the size is known."""
+    """A card that is not in this machine, known only by its size."""
     kept = WINDOWS_KEPT_BYTES if windows else WHAT_IF_KEPT_BYTES
     return Gpu(
         index=0,
@@ -209,7 +209,7 @@ def margin_of(gpu: Gpu, free: int, rows: Iterable[TestedRow] = ()) -> Bytes:
 
 
 def _host_budget(machine: Machine, assumed: int | None) -> HostBudget | None:
-    """Host memory of this machine, or of one of `assumed` bytes, of which half is free."""
+    """Host memory of this machine, or half of the `assumed` bytes of another one."""
     if assumed is not None:
         source = f"half of {gib(assumed)} is assumed free (--ram)"
         half = assumed // 2

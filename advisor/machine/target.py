@@ -81,7 +81,7 @@ def best_gpus(machine: Machine, count: int) -> list[Gpu]:
 
 
 def cards_text(names: Sequence[str], nodes: int = 1) -> str:
-    """The cards of each of so many machines: "2 x RTX 3090 (24 GB) in each of 2 machines"."""
+    """The cards in words, such as "2 x RTX 3090 (24 GB) in each of 2 machines"."""
     title = " + ".join(names) if len(set(names)) > 1 else names[0]
     title = f"{len(names)} x {title}" if len(names) > 1 == len(set(names)) else title
     return f"{title} in each of {nodes} machines" if nodes > 1 else title

@@ -14,7 +14,7 @@ REMEDY = "lisa-advise --measure tries the plan on this card, and keeps what it t
 
 
 def newer_than_rows(installed: Mapping[str, str], rows: Iterable[TestedRow]) -> str:
-    """The libraries of which this machine has a newer minor version than every row; '' if none."""
+    """Libraries whose minor version is newer here than in every row; '' if none."""
     seen = [row.versions for row in rows]
     newer = []
     for name in LIBRARIES:

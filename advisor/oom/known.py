@@ -1,4 +1,4 @@
-"""The words with which PyTorch, CUDA, its libraries and systems say that memory ran out, as data.
+"""How PyTorch, CUDA, its libraries and operating systems word that memory ran out, as data.
 
 Patterns are for text without white space (`Log`).
 """

@@ -128,7 +128,7 @@ def shown_parts(step: Timeline) -> dict[str, list[int]]:
 
 
 def heads(advice: Advice, plan: Plan) -> tuple[str, str, str]:
-    """The three lines above the picture, none of which is too long for it."""
+    """The three lines above the picture, short enough for its width."""
     assert advice.gpu is not None
     shown = "memory over one training step"
     if plan.accumulation > 2:

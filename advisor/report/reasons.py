@@ -151,7 +151,7 @@ def _largest(found: Found) -> int | None:
 
 
 def _bytes_of_tokens(found: Found, count: int) -> int | None:
-    """Bytes of the pool that so many tokens of every row take, estimated by text tokens."""
+    """Bytes of the pool that `count` tokens in every row take, estimated by text tokens."""
     best, (short, long) = found.choice.best, TEXT_TOKENS
     at_short, at_long, here = (nearest(best.plan, n) for n in (short, long, found.text_tokens))
     if at_short is None or at_long is None or here is None:

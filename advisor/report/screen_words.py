@@ -109,7 +109,7 @@ ROWS = {
     "training": "All steps of all epochs.",
     "evaluation": "Scoring the validation split before training and after each epoch, with the "
     "checkpoints. max_val_samples=N scores its first N pictures only: less time and disk, and a "
-    "rougher score, by which the best epoch is chosen.",
+    "rougher score, which then chooses the best epoch.",
     "cards": "The same training on one card and on more, with the best plan for each number. "
     "'Each' is a card's speed as a share of its speed alone.",
     "disk": "The disk space that a training takes, from the download to the last checkpoint.",

@@ -31,7 +31,7 @@ class DecoderShape(Frozen):
     layers: int
     heads: int
     intermediate: int
-    key_heads: int | None = None  # of keys and values; None: as many as of queries
+    key_heads: int | None = None  # of keys and values; None: the same number as of queries
     head_channels: int | None = None  # None: hidden / heads
     tied_head: bool = False  # the head's matrix is the embedding table
     normed_heads: bool = False  # queries and keys are normed, head by head

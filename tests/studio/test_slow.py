@@ -73,7 +73,7 @@ def test_work_that_nobody_waits_for_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         told = lines(task, watched)
         await anext(told)
         await told.aclose()  # as when the browser has gone
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
 
     asyncio.run(leave())
     assert ended == [True]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,14 @@ def teacher_forced(segmenter: Segmenter, items: Sequence[Item], reporter: Report
         segmenter.model, samples, list(range(len(samples))), segmenter.tokenizer,
         segmenter.accelerator, reporter,
     )  # fmt: skip
-    return Evaluation(tuple(items), scores, {})
+    return Evaluation(tuple(items), _in_order(scores.rows(), items), {})
+
+
+def _in_order(rows: Sequence[Mapping[str, Any]], items: Sequence[Item]) -> MaskScores:
+    """Scores in the order of their items, by which the intervals are drawn: pictures with several
+    questions come in another."""
+    by_name = {row["name"]: row for row in rows}
+    return MaskScores.from_rows(by_name[item.name] for item in items)
 
 
 def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -> Evaluation:
@@ -82,18 +89,15 @@ def generated(segmenter: Segmenter, items: Sequence[Item], reporter: Reporter) -
 
     An answer without [SEG] is an empty mask.
     """
-    asked, counts, answers = questions_of(items), {}, {}
+    asked, answers, scores = questions_of(items), {}, MaskScores()
     reporter.progress("answering", 0, len(items))
     said = segmenter.ask_all([question for _, question in asked])
     for done, ((item, _), answer) in enumerate(zip(asked, said, strict=True), 1):
         truth = paint_mask(item.polygons, *answer.mask.shape)
         answers[item.name] = answer.text
-        counts[item.name] = intersection_union(answer.mask, truth)
+        scores.add_counts(item.name, *intersection_union(answer.mask, truth))
         reporter.progress("answering", done, len(items))
-    scores = MaskScores()
-    for item in items:  # in their order, by which the intervals are drawn
-        scores.add_counts(item.name, *counts[item.name])
-    return Evaluation(tuple(items), scores, answers)
+    return Evaluation(tuple(items), _in_order(scores.rows(), items), answers)
 
 
 def write(found: Evaluation, segmenter: Segmenter, folder: Path, facts: dict[str, Any]) -> None:
@@ -139,8 +143,8 @@ def _write_extremes(found: Evaluation, segmenter: Segmenter, path: Path) -> None
 
 def _forced_mask(segmenter: Segmenter, item: Item) -> Mask:
     sample = _samples(segmenter, [item])[0]
-    logits = predict(segmenter.model, [sample], segmenter.tokenizer, segmenter.accelerator)
-    return logits[item.name].numpy() > 0
+    ((_, logits),) = predict(segmenter.model, [sample], segmenter.tokenizer, segmenter.accelerator)
+    return logits.numpy() > 0
 
 
 def _samples(segmenter: Segmenter, items: Sequence[Item]) -> SampleSet:
@@ -164,7 +168,7 @@ def run_sheet(run: Run, path: Path, count: int) -> Path:
     by_name = {item.name: item for item in run.val}
     rows = []
     for place in list(range(0, len(run.val_set), step))[:count]:
-        masks = predict(run.model, [run.val_set[place]], run.tokenizer, run.accelerator)
-        name, logits = next(iter(masks.items()))
+        asked = predict(run.model, [run.val_set[place]], run.tokenizer, run.accelerator)
+        name, logits = next(asked)
         rows.append(_row(by_name[name], logits.numpy() > 0))
     return write_sheet(rows, path)

@@ -112,7 +112,7 @@ class Segmenter:
         self.read: list[int] = []
 
     def ask(self, question: Question, most_masks: int | None = None) -> Answer:
-        """Answer one question about one of the pictures, with so many masks at most.
+        """Answer one question about one of the pictures, with at most `most_masks` masks.
 
         Raises PromptError, DataError.
         """
@@ -142,7 +142,7 @@ class Segmenter:
                     yield self._shown(whole, most_masks, height, width, seconds)
 
     def _whole(self, image: Path, said: Said, row: Encoded) -> Said:
-        """An answer to its end: there is not room for several long ones at once, but for each."""
+        """An answer to its end: a row has room for one long answer, not for several at once."""
         return said if said.ended else self._said(image, _group([row], 0, self.plan.tokens))[0]
 
     def _shown(

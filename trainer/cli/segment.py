@@ -179,7 +179,7 @@ def planned(trained: Trained, asked: list[Question]) -> tuple[Plan, Fit | None]:
 def planned_for(
     trained: Trained, largest: Callable[[], tuple[int, int]]
 ) -> tuple[Plan, Fit | None]:
-    """As `planned`, for questions and pictures of so many tokens at most."""
+    """As `planned`, for questions and pictures of at most these numbers of tokens."""
     import_libraries()
     if trained.plan.device == "cpu":
         use_threads(trained.plan, tell)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def start_run(run: PlannedRun) -> None:
-    """Train in this process, or in as many as the plan has; after out of memory, resume."""
+    """Train in this process, or in the plan's processes; after out of memory, resume."""
     try:
         _prepare_and_train(run)
     except KeyboardInterrupt as error:

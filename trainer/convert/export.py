@@ -78,7 +78,7 @@ def export_trained(trained: Trained, target: Path) -> int:
     source = _folder(trained)
     refuse_taken(target)
     with atomic_folder(target) as folder:
-        # As it was trained, but for the place of the base weights: that is this machine's.
+        # As trained, without the folder of the base weights, which is this machine's.
         plan = Plan.read(source / "plan.json")
         portable = plan.model_copy(update={"weights": "default"})
         (folder / "plan.json").write_text(portable.to_json(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Leaves broken entries out: at most as many as the user allows, counted and listed.
+"""Leaves broken entries out, up to the number that the user allows; counts and lists them.
 
 A whole file or folder cannot be left out. By default nothing is.
 """

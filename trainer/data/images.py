@@ -30,7 +30,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 64 << 20
 _END = b"\xff\xd9"  # JPEG's marker of the end
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # one that ends coded pixels: restarts do not
 _SEGMENT = re.compile(rb"(\xff[\xc0-\xfe])(?=(..))", re.DOTALL)  # and its length
-# Comments and metadata, but not the two by which libjpeg tells colours: JFIF's and Adobe's.
+# Comments and metadata, except JFIF's and Adobe's, which tell libjpeg the colour space.
 _SKIPPED = {b"\xff\xfe"} | {bytes((0xFF, 0xE0 + n)) for n in range(16)} - {b"\xff\xe0", b"\xff\xee"}
 # Suffixes of pictures in lower case; also of formats that are not read, to report them.
 PICTURE_SUFFIXES = frozenset(

@@ -86,7 +86,7 @@ class MicroBatches:
         return [(lap, picture) for picture in order.tolist()]
 
     def _after(self, epochs: int) -> Iterator[tuple[int, int]]:
-        """Pictures after those of so many epochs, pass after pass."""
+        """Pictures after those of `epochs` epochs, pass after pass."""
         each = sum(self.samples.questions(0, picture) for picture in range(len(self.samples)))
         first, asked = divmod(epochs * self.steps * self.plan.effective_batch, each)
         for lap, picture in chain.from_iterable(map(self._pass, count(first))):
@@ -96,7 +96,7 @@ class MicroBatches:
                 yield lap, picture
 
     def count(self, rows: int) -> int:
-        """How many micro-batches this process makes of so many rows."""
+        """How many micro-batches this process makes of a step's `rows`."""
         return sum(1 for part in self._parts(rows)[self.rank :: self.plan.processes] if part)
 
     def _parts(self, rows: int) -> list[range]:

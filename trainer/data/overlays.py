@@ -75,7 +75,7 @@ def overlay(
 
 
 def _lay(shown: Picture, mask: Mask, colour: NDArray[np.int_], opacity: float, width: int) -> None:
-    """Tint a mask and draw its two lines, so many pixels wide, into `shown`."""
+    """Tint a mask in `shown` and draw its two lines, `width` pixels wide."""
     flat, brush = mask.astype(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     inner = cv2.erode(flat, brush, borderType=cv2.BORDER_CONSTANT, borderValue=(0,)) == 1
     outer = cv2.dilate(flat, brush) == 1
@@ -98,7 +98,7 @@ def captioned(image: Picture, text: str) -> Picture:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The text in lines of so many pixels, at most `LINES`; what is left out is an ellipsis."""
+    """The text in lines of `width` pixels, at most `LINES`; an ellipsis stands for the rest."""
     lines: list[str] = []
     rest = text
     while rest and len(lines) < LINES:
@@ -114,7 +114,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """As much of the text as so many pixels hold; what is left out is an ellipsis."""
+    """The beginning of the text that fits into `width` pixels; an ellipsis stands for the rest."""
     count = _fitting(text, font, width)
     if count == len(text):
         return text
@@ -122,7 +122,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: float) -> int:
-    """How many letters fit into so many pixels; one at least, of those that there are."""
+    """How many letters of the text fit into `width` pixels; at least one if there are any."""
     text = text[:1000]  # longer ones fit nowhere
     low, high = min(1, len(text)), len(text)
     while low < high:

@@ -255,7 +255,7 @@ def length_step(plan: Plan) -> int:
 
 
 def padded_length(length: int, plan: Plan) -> int:
-    """The length of a micro-batch whose longest row has so many tokens."""
+    """The padded length of a micro-batch whose longest row has `length` tokens."""
     return _padded(length, length_step(plan))
 
 

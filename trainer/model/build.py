@@ -100,7 +100,7 @@ def fill(
     """Give a skeleton its tensors as `build` says; returns it.
 
     Tensors arrive one at a time and are stored as planned on arrival, so that loading never takes
-    more memory than training. `linear_of` makes the frozen linears, in the place of the plan's own.
+    more memory than training. `linear_of` makes the frozen linears instead of the plan's own.
     """
     torch.manual_seed(plan.seed)  # the adapters' starting values
     names = [name for name, _ in chain(model.named_parameters(), model.named_buffers())]

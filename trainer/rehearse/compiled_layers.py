@@ -136,7 +136,7 @@ def pinned_bytes(events: list[Event], start: int, copied: dict[int, int]) -> int
 
 
 class _Transplant:
-    """Puts the moves of compiled layers in the place of plain ones' events."""
+    """Replaces the events of plain layers by the moves of compiled ones."""
 
     def __init__(self, trace: MemoryTrace) -> None:
         self.trace = trace
@@ -220,7 +220,7 @@ class _Transplant:
                 self._time(copied, words is code.backward, put)
 
     def _time(self, copied: list[int], back: bool, put: list[Event]) -> None:
-        """Time a kernel, on copies of so many bytes of what it changes."""
+        """Time a kernel, on copies of the tensors that it changes."""
         for size in copied if back else ():
             self.copied[self._mark(put)] = size
         took = [self._take(size, put) for size in (TIMING_BYTES, *([] if back else copied))]

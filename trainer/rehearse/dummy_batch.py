@@ -95,5 +95,5 @@ class MadeUp:
 
 
 def numbers_of(facts: EncoderFacts, pictures: int) -> dict[str, Tensor]:
-    """The whole numbers that go with so many of the largest pictures."""
+    """The whole numbers, such as grids, that come with a number of the largest pictures."""
     return {name: torch.tensor([row] * pictures) for name, row in facts.numbers.items()}

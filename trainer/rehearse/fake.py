@@ -135,7 +135,7 @@ def _with_saved(peaks: Mapping[str, int], saved: Mapping[str, int]) -> dict[str,
 
 
 def compiled_saving(plan: Plan, text_tokens: int) -> dict[str, int]:
-    """Bytes by which compiled layers take less than plain ones, by part; below zero for more."""
+    """Bytes that compiled layers save compared with plain ones, by part; negative for more."""
     length = _length(plan, text_tokens)
     kept, backward = (plan.micro_batch * length * saved for saved in saved_bytes(plan))
     return {"forward": kept, "backward": kept, LAYERS: backward}

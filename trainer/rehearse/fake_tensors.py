@@ -29,7 +29,7 @@ class _OnHost(Batch):
 
 
 def faked(batch: Batch, plan: Plan, mode: FakeTensorMode) -> _OnHost:
-    """A batch without values, but for whole numbers such as a picture's size, which are read."""
+    """A batch without values, except whole numbers that are read, such as a picture's size."""
     faked = batch.each(mode.from_tensor)
     for encoder, facts in plan.profile.encoders.items():
         faked.inputs[encoder] |= {name: batch.inputs[encoder][name] for name in facts.numbers}

@@ -360,5 +360,5 @@ def _parts(parts: Iterable[tuple[int, str, str]]) -> Spans:
 DEVICE = torch.ops.prim.device.default
 # Namespaces of operators that take no memory beside their results, or are listed above.
 SEEN_THROUGH = {"aten", "prim", "prims", "profiler", "bitsandbytes", "lisa_preflight"}
-# Operators with which autograd adds a gradient to one that is there, or to zeros.
+# Operators that autograd uses to add a gradient to an existing one, or to zeros.
 ADDED_UP = {torch.ops.aten.add, torch.ops.aten.index_put}

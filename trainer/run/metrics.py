@@ -186,7 +186,7 @@ class MaskScores:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> MaskScores:
-        """Rebuild from ``rows()``; ``iou`` is derived anew from the counts.
+        """Rebuild from ``rows()``; ``iou`` is computed again from the counts.
 
         Raises:
             KeyError: a row lacks a field.

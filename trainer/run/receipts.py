@@ -88,7 +88,7 @@ KINDS: dict[type[nn.Module], tuple[str, str]] = {
 def _layer_runs(model: SegmentationModel, compiled: bool) -> Iterator[Counter[int]]:
     """Count how often each decoder layer runs inside the block; at -1, how often the decoder does.
 
-    Not of compiled layers, which a hook would compile anew.
+    Compiled layers are left out: a hook would make them compile again.
     """
     runs: Counter[int] = Counter()
 

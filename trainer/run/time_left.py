@@ -29,7 +29,7 @@ class TimeLeft:
         self.steps.append(seconds)
 
     def seconds(self, steps: int, evaluations: float) -> float | None:
-        """Seconds of so many steps and evaluations, also fractions of them; None if not known."""
+        """Seconds that the steps and evaluations, or fractions of these, take; None: not known."""
         if (steps and not self.steps) or (evaluations and self.evaluation is None):
             if self.forecast_seconds is None:
                 return None

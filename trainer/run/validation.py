@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +44,22 @@ def outcome(summary: dict[str, Any], folder: Path) -> list[str]:
     return lines
 
 
-@torch.no_grad()
 def predict(
     model: SegmentationModel,
     samples: list[Sample],
     tokenizer: ConversationTokenizer,
     accelerator: Accelerator,
-) -> dict[str, torch.Tensor]:
-    """Teacher-forced mask logits [H, W] of each item, at its picture's own size."""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Teacher-forced mask logits [H, W] of each item, at its picture's own size.
+
+    One after the other: those of a batch, with several questions a picture, take gigabytes.
+    """
     batch = collate(samples, tokenizer).to(accelerator.device)
-    low = model.predict(
-        batch
-    ).cpu()  # resized on the host, so that large pictures take no memory of the card
+    # Resized on the host, so that large pictures take no memory of the card.
+    low = model.predict(batch).cpu()
     asked = [one for sample in samples for one in sample.truths.items()]
-    return {
-        name: model.frame.to_original(logits[None], *truth.shape)[0]
-        for (name, truth), logits in zip(asked, low, strict=True)
-    }
+    for (name, truth), logits in zip(asked, low, strict=True):
+        yield name, model.frame.to_original(logits[None], *truth.shape)[0]
 
 
 def evaluate_together(
@@ -96,8 +96,8 @@ def evaluate(
     for start in range(0, len(places), size):
         reporter.progress("evaluating", start, len(places))
         chunk = [samples[place] for place in places[start : start + size]]
-        masks = predict(model, chunk, tokenizer, accelerator)
-        for name, truth in (one for sample in chunk for one in sample.truths.items()):
-            scores.add(name, masks[name].numpy() > 0, truth)
+        truths = {name: one for sample in chunk for name, one in sample.truths.items()}
+        for name, logits in predict(model, chunk, tokenizer, accelerator):
+            scores.add(name, logits.numpy() > 0, truths[name])
     reporter.progress("evaluating", len(places), len(places))
     return scores

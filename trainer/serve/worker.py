@@ -38,7 +38,7 @@ class Worker:
     """
 
     def __init__(self, segmenter: Segmenter, pixels: int, text_tokens: int) -> None:
-        """Pictures and questions have so many pixels and tokens at most.
+        """Pictures and questions have at most these numbers of pixels and tokens.
 
         The picture that is asked about is written into the current folder: nobody else writes
         there, and messages name the file without its path.

@@ -246,6 +246,9 @@ def test_generated_answers_about_a_picture_are_given_together(
         assert answer.text == spoken.answers[item.name] and answer.mask.any()
         alone = intersection_union(answer.mask, paint_mask(item.polygons, *answer.mask.shape))
         assert (row["intersection"], row["union"]) == pytest.approx(alone, rel=1e-3, abs=20)
+    segmenter.plan = segmenter.plan.model_copy(update={"questions_per_picture": 2})
+    forced = teacher_forced(segmenter, items, SILENT)
+    assert [row["name"] for row in forced.scores.rows()] == [item.name for item in items]
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -23,13 +24,14 @@ from trainer.batch import sharing_prefix
 from trainer.data.formats.reasonseg import ReasoningPicture, by_picture, read_split
 from trainer.data.micro_batches import MicroBatches
 from trainer.data.samples import SampleSet, Visit
+from trainer.frame import Frame
 from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.rehearse.worst_sample import worst_sample
 from trainer.reporter import Reporter
 from trainer.run.run import Run
 from trainer.run.started import Keeping
-from trainer.run.validation import evaluate
+from trainer.run.validation import evaluate, predict
 
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 
@@ -204,6 +206,11 @@ def test_evaluation_asks_all_questions_of_a_picture_in_one_row(linked: Path) -> 
         scores = evaluate(model, samples, places, samples.tokenizer, Accelerator(cpu=True), QUIET)
         found[count] = {row["name"]: row for row in scores.rows()}
     assert found[1].keys() == found[3].keys() and len(found[1]) == 6
+    # One mask of a picture's own size at a time: the host has no room for all of a batch.
+    real = Frame.to_original
+    with patch.object(Frame, "to_original", autospec=True, side_effect=real) as resized:
+        next(predict(model, [samples[2]], samples.tokenizer, Accelerator(cpu=True)))
+    assert len(samples[2].truths) == 3 and resized.call_count == 1
     for name, row in found[1].items():
         for key in ("intersection", "union", "iou"):
             assert found[3][name][key] == pytest.approx(row[key], rel=1e-3), (name, key)

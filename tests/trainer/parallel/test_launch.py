@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+from torch.distributed import HashStore
 
 from tests.conftest import PHOTOS, tiny_plan
 from tests.group import together
@@ -196,6 +197,25 @@ def test_whoever_waits_for_a_launch_says_so(
     with ranks._waiting("RANK=0 WORLD_SIZE=2"):
         said = told.get(timeout=30)
     assert "RANK=0 WORLD_SIZE=2" in said and "unset RANK" in said
+
+
+def test_rank_0_leaves_when_the_others_have_heard_that_all_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store is in its process; nobody waits for a time."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # only in a main thread
+    monkeypatch.setattr(ranks, "SLOWEST_LOOK", 60.0)  # rank 0 waits for twice that
+    store = HashStore()
+    first, second = (ranks.Ranks(rank, 2, store=store) for rank in range(2))
+    leaving = threading.Thread(target=first.end_together, daemon=True)
+    leaving.start()
+    second.say("end", "")
+    second.hear("end")
+    leaving.join(0.05)
+    assert leaving.is_alive()
+    second.end_together()
+    leaving.join(50)
+    assert not leaving.is_alive()
 
 
 LEFT = """

@@ -139,7 +139,7 @@ def _listed(
     report: Report, parsed: dict[str, Any], images: tuple[dict[int, CocoImage], set[int]],
     categories: tuple[dict[int, str], set[int]],
 ) -> Iterator[CocoEntry]:  # fmt: skip
-    """The annotations of sound images and categories, each of which comes with the broken ids."""
+    """The annotations of sound images and categories; both arguments come with the broken ids."""
     tool = _tool(parsed)
     for place, number, fields in _entries(report, parsed, "annotations"):
         image, category = number_of(fields.get("image_id")), number_of(fields.get("category_id"))
@@ -174,7 +174,7 @@ def read_mask(report: Report, entry: CocoEntry, size: Size) -> tuple[CocoMask, b
 
 
 def _read_images(report: Report, parsed: dict[str, Any]) -> tuple[dict[int, CocoImage], set[int]]:
-    """The sound images by id, and the ids of the broken ones, each of which is a finding."""
+    """The sound images by id, and the ids of the broken ones, with a finding for each of these."""
     images: dict[int, CocoImage] = {}
     broken: set[int] = set()
     annotated: set[int] | None = None

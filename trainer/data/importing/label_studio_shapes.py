@@ -18,7 +18,7 @@ from trainer.data.arrays import FloatArray, Size
 from trainer.data.formats.coco_masks import Refused
 
 _ELLIPSE_POINTS = 120
-_OUTSIDE = 5  # per cent of the picture by which Label Studio's outlines do leave it
+_OUTSIDE = 5  # per cent of the picture that Label Studio's outlines may reach beyond it
 _READ = "a polygon, an ellipse or a brush mask"
 _REDRAW = "outline it so in Label Studio and export again"
 _KEYS = ("x", "y", "width", "height", "radiusX", "radiusY")

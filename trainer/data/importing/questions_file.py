@@ -180,7 +180,7 @@ def refuse_unanswered(
     findings: list[Finding],
     is_there: Callable[[str], bool],
 ) -> None:
-    """Add a finding for each of these questions, none of which an outline answers.
+    """Add a finding for each of these questions, which no outline answers.
 
     `labels`: the labels outlined on each picture, by its name. `is_there`: whether there is a
     picture of this name, with or without an outline. Findings about the file come last, by their

@@ -119,7 +119,7 @@ class Splits:
     def _left_out(self, pictures: Sequence[Known]) -> Iterator[str]:
         ends = zip(pictures, self.assign(pictures), strict=True)
         if twice := [one.name for one, split in ends if split is None]:
-            yield (f"{counted(len(twice), 'picture')} left out, of which the source has a copy in "
+            yield (f"{counted(len(twice), 'picture')} left out, since the source has a copy in "
                    f"val or test: {some(twice, _NAMED)}")  # fmt: skip
         if several := _in_several(pictures):
             yield (f"Roboflow's versions called alike are in several splits of the source: "

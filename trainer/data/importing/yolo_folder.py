@@ -189,7 +189,7 @@ def _parts(path: str) -> tuple[str, ...]:
 def matched(folder: YoloFolder, elsewhere: list[Path]) -> Iterator[tuple[Path, list[Path]]]:
     """Each label file with its picture: none if it is missing, several if that is not clear.
 
-    `elsewhere` are pictures outside of the folder, of which the name alone must agree.
+    `elsewhere`: pictures outside the folder, which are matched by name alone.
     """
     at: dict[tuple[tuple[str, ...], str], list[Path]] = {}
     called: dict[str, list[Path]] = {}

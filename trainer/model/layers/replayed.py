@@ -43,7 +43,7 @@ class Replayed:
         self.given = tuple(map(torch.clone, given))
         graph, now = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         # The default stream cannot be recorded. Another has a cuBLAS workspace of its own, so
-        # whoever answers does so on a stream that can (`own_stream`).
+        # answering runs on a stream that can be recorded (`own_stream`).
         stream = None if now == torch.cuda.default_stream() else now
         try:
             # Other threads, such as one that reads pictures, may do with the card what they like.

@@ -89,7 +89,7 @@ def test_copies_in_train_and_val_are_left_out_of_train(tmp_path: Path) -> None:
     picture(source / "valid" / roboflow("b", 7), 31)
     done, there = imported(source)
     assert there["train"] == {f"train/{roboflow('b')}", "train/x.jpg"} and len(there["val"]) == 3
-    said = "1 picture left out, of which the source has a copy in val or test"
+    said = "1 picture left out, since the source has a copy in val or test"
     assert done.assumed[1] == f"{said}: train/{roboflow('a')}"
     assert "in several splits of the source: b_jpg" in done.assumed[2]
 

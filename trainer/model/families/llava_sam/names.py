@@ -102,7 +102,7 @@ def target_names(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def from_adapter(name: str) -> str | None:
-    """This model's name of a tensor in PEFT's files, of whichever LLaVA or LLaMA; None: not one."""
+    """This model's name for a tensor in PEFT's files for any LLaVA or LLaMA; None: not one."""
     return _target(from_peft(name), original_sam=False)
 
 
