@@ -10,7 +10,7 @@ from profiles.findings import Finding, PlanError
 from profiles.text import brief
 
 # What other trainers call their ways of using several cards.
-SHARDING = ("parallel", "ddp", "fsdp", "fsdp2", "deepspeed", "zero", "zero_stage")
+SHARDING = ("parallel", "ddp", "fsdp", "fsdp2", "deepspeed", "zero", "zero2", "zero3", "zero_stage")
 SHARDED = (
     "trains on N cards by DDP; weights are not sharded (FSDP2): host_layers=N keeps "
     "them in host memory, once a machine: docs/several-gpus.md"

@@ -27,6 +27,12 @@ def test_every_setting_is_explained_by_its_description(name):
     assert len(about.split()) > 3
 
 
+def test_what_others_call_a_setting_is_explained_as_ours():
+    assert explain("lr") == explain("schedule.learning_rate")
+    assert explain("load-in-4bit").startswith("quantization: ")
+    assert explain("DeepSpeed") == explain("zero3") and "docs/several-gpus.md" in explain("fsdp")
+
+
 def test_a_name_of_both_is_explained_as_both():
     both = {key for key in EXPLANATIONS if key.replace(" ", "_") in setting_names()}
     assert both == {"model", "optimizer state", "processes", "weights"}
