@@ -58,7 +58,7 @@ def test_a_name_of_both_is_explained_as_both():
         ("lora.rank", ["lora.rank: rank r", "default 8; values: 1 … 256"]),
         ("rank", ["lora.rank: "]),
         ("lora", ["lora: adapters on the decoder, or none"]),
-        ("max_pixels", ["larger pictures are shrunk to so many pixels for the language model",
+        ("max_pixels", ["pixels to which larger pictures are shrunk for the language model",
                         "default null; values: "]),
         ("learning_rate", ["default 0.0003; values: more than 0"]),
         ("epochs", ["schedule.epochs: passes over the training data"]),
