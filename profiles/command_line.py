@@ -39,12 +39,13 @@ def _refuse_second_values(command: Any, ctx: Any, args: list[str]) -> None:
 
 
 def hyphenated(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with hyphens for underscores in the names of options."""
+    """The arguments, with hyphens for underscores in the names of options; what follows -- stays."""
+    end = [*arguments, "--"].index("--")
     result = []
-    for one in arguments:
+    for one in arguments[:end]:
         name, equals, value = one.partition("=")
         result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
-    return result
+    return [*result, *arguments[end:]]
 
 
 class _Careful:
