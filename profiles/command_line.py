@@ -39,7 +39,7 @@ def _refuse_second_values(command: Any, ctx: Any, args: list[str]) -> None:
 
 
 def hyphenated(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with hyphens for underscores in the names of options; what follows -- stays."""
+    """The arguments, with hyphens for underscores in options' names; all after -- stays."""
     end = [*arguments, "--"].index("--")
     result = []
     for one in arguments[:end]:
