@@ -27,7 +27,7 @@ class Traits:
     saves: which values take less memory on the card: larger ones ("more"), smaller ones ("less"),
         or the names from most memory to least; None for a setting that is no memory lever.
     counts: how `needs_no_more` compares two values; None where it ignores the setting, because it
-        moves no peak, or because the table that it belongs to is compared as a whole.
+        moves no peak, or only its slack, or because its table is compared as a whole.
     changes: who may change it for a run that goes on: nobody, as the run would learn something else
         ("never"); the user ("resume"); the fallback after out of memory, too ("fallback").
     priced: where a reason takes the setting's saving and cost from, compared with the value `off`:

@@ -79,7 +79,8 @@ def training_step(
 
     Every loss is divided by the totals of the whole effective batch over all processes, so the
     update depends on neither micro-batch nor process count. `read` waits for all work of the group
-    and returns the numbers of a tensor. If `read` or NotFinite is raised, no parameter has changed.
+    and returns the numbers of a tensor. No parameter has changed if it raises, or NotFinite is
+    raised.
     """
     totals = total_of(batches, accelerator)
     sums = accumulate(model, batches, totals, accelerator)

@@ -223,12 +223,20 @@ def _answers(
         if error.errno not in NO_ROOM or len(named) == 1:
             raise
         why = refused(error)
-        whole = sum("answer" in row for row in rows.values())
-        tell(
-            f"error: {of_the_system(error, AGAIN)}\n"
-            f"{whole} of {len(named)} answers are written, each whole; of the others nothing is"
-        )
+        answered = {place for place, row in rows.items() if "answer" in row}
+        others = [stem for place, (_, stem) in enumerate(named) if place not in answered]
+        tell(f"error: {of_the_system(error, AGAIN)}\n{_what_is_there(len(named), others)}")
     return [rows.get(place) or row_of_unanswered(one, why) for place, (one, _) in enumerate(named)]
+
+
+def _what_is_there(count: int, unanswered: list[Path]) -> str:
+    """Which of `count` answers are written, and what an earlier one left under others' names."""
+    from trainer.answer.output import written_before
+
+    said = f"{count - len(unanswered)} of {count} answers are written, each whole"
+    if left := some(map(str, written_before(unanswered[0].parent, unanswered))):
+        return f"{said}; of the others only pictures of earlier answers are left: {left}"
+    return f"{said}; of the others nothing is"
 
 
 def _answered(

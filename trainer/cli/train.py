@@ -22,7 +22,7 @@ from profiles.streams import say, set_streams, tell
 from profiles.text import argument, is_text, some
 from trainer.cli.chosen_plan import chosen_plan, refuse_gpus_on_cpu
 from trainer.cli.compare import compare
-from trainer.cli.console import sigterm_as_ctrl_c, user_errors
+from trainer.cli.console import RESUME, sigterm_as_ctrl_c, user_errors
 from trainer.cli.data import check_data_folder, import_, preview, synthesise
 from trainer.cli.one_process import worker
 from trainer.cli.planned_run import PlannedRun
@@ -110,7 +110,7 @@ def _resume(options: TrainOptions, run: Path) -> None:
     data, cache = options.data_dir, options.cache_dir
     _must_be_text({"--data-dir": data, "--cache-dir": cache, "--resume": run})
     if not is_main():
-        with user_errors():
+        with user_errors(RESUME):
             return join(run, data, cache)
     with deciding():
         if options.gpus is not None and (run / "plan.json").exists():
@@ -124,7 +124,7 @@ def _start(options: TrainOptions) -> None:
     from profiles.skipping import announce, read_most
     from trainer.run.started import Keeping, Started
 
-    with user_errors():
+    with user_errors(RESUME):
         most = read_most(options.skip_broken)
         announce(most)
         data = options.data_dir

@@ -172,7 +172,7 @@ def host_layer_places(plan: Plan) -> list[int]:
 
 
 def shared_prefixes(model: SegmentationModel) -> tuple[str, ...]:
-    """Prefixes of tensors that are another tensor of the model; no file holds them under them."""
+    """Prefixes under which no file holds a tensor: those are another tensor of the model."""
     return tuple(f"{name}." for name in (*model.one_with, *[model.head_at] * model.tied_head))
 
 

@@ -92,7 +92,8 @@ class Child:
                 break
         self.busy = False
         if "refused" in reply:
-            raise NotAnswered(422, str(reply["refused"]))
+            status = int(reply["status"])
+            raise NotAnswered(status, str(reply["refused"]), retry_seconds=5 * (status == 503))
         return Answered(size, tuple(rows))
 
     async def finish(self) -> None:

@@ -63,7 +63,7 @@ REFUSED = {
     415: "not multipart/form-data, or compressed",
     422: "the picture or a question cannot be used",
     429: "too many requests wait",
-    503: "the model's process ended or is not there",
+    503: "the model's process ended or is not there, or the server cannot keep the picture",
     504: "the time limit has passed",
 }
 

@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 class Refused(ValueError):
     """What is asked cannot be answered; for the client, so without names of files."""
 
+    status = 422  # HTTP's
+
+
+class NotKept(Refused):
+    """The server has no place for a picture: the client may ask again."""
+
+    status = 503
+
 
 class Worker:
     """Answers requests one after the other, the questions of each together.
@@ -78,7 +86,7 @@ class Worker:
                         break
             _send(sink, {"number": number, "end": True})
         except Refused as error:
-            _send(sink, {"number": number, "refused": str(error)})
+            _send(sink, {"number": number, "refused": str(error), "status": error.status})
         except Exception:
             # A failed kernel leaves the card in an unknown state: a new process is needed.
             traceback.print_exc()
@@ -125,7 +133,7 @@ def _send(sink: BinaryIO, header: Mapping[str, Any]) -> None:
 def _written(picture: bytes) -> Path:
     """The picture as a file named after its checksum; the last picture's file is removed.
 
-    Raises Refused where it cannot be written: the model need not load again for that.
+    Raises NotKept where it cannot be written: the model need not load again for that.
     """
     image = Path(f"picture-{hashlib.sha256(picture).hexdigest()}")
     for other in Path().glob("picture-*"):
@@ -136,7 +144,7 @@ def _written(picture: bytes) -> Path:
             image.write_bytes(picture)
         except OSError as error:
             image.unlink(missing_ok=True)  # or half of it would stand for the whole
-            raise Refused(f"picture: the server cannot keep it: {reason(error)}") from None
+            raise NotKept(f"picture: the server cannot keep it: {reason(error)}") from None
     return image
 
 

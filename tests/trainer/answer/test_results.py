@@ -636,6 +636,7 @@ def test_a_full_disk_leaves_whole_answers_and_none_in_part(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "2.overlay.png").touch()  # of an earlier answer
     segmenter: Any = SimpleNamespace(
         plan=SimpleNamespace(tokens=SimpleNamespace(max_masks=8)), ask_all=ask_all
     )
@@ -643,9 +644,11 @@ def test_a_full_disk_leaves_whole_answers_and_none_in_part(
     first, *others = _answers(segmenter, named, {}, as_json=True)
     assert first["files"] and all("no space left" in row["error"] for row in others)
     assert asked == ["0?", "1?"]
-    assert {one.name for one in tmp_path.iterdir()} == {"0.mask.png", "0.overlay.png"}
+    names = {"0.mask.png", "0.overlay.png", "2.overlay.png"}
+    assert {one.name for one in tmp_path.iterdir()} == names
     said = capsys.readouterr().err
     assert "1 of 3 answers are written" in said and "then the same command again" in said
+    assert said.endswith(f"earlier answers are left: {tmp_path / '2.overlay.png'}\n")
     left = 2
     with pytest.raises(OSError, match="No space"):
         _answers(segmenter, named[:1], {}, as_json=True)

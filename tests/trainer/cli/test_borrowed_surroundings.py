@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from profiles import places
 from profiles.environment import at_home, borrowed, refused
@@ -22,6 +23,7 @@ from profiles.files import opened
 from profiles.tested import append, keep, read_table, shipped_table, user_table_path
 from tests.conftest import ROOT, tiny_plan
 from trainer.atomic_folder import atomic_folder
+from trainer.cli import train
 from trainer.cli.console import user_errors
 from trainer.cli.ranks import deciding
 from trainer.convert.convert import Shards
@@ -30,6 +32,7 @@ from trainer.data.synthetic.dataset import write_dataset
 from trainer.parallel.launch import without_leftovers
 from trainer.process import clear_leftover_variables
 from trainer.run import checkpoint, write_failure
+from trainer.run.folder import RECORD
 from trainer.run.write_failure import NotWritten
 from trainer.tensor_files import save_file
 
@@ -163,6 +166,21 @@ def test_what_the_system_refuses_has_its_own_fix(
     with pytest.raises(Exception) as ended, deciding():  # a training
         raise OSError(number, os.strerror(number), "/run")
     assert ended.value.exit_code == 1 and "--resume RUN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--resume", "--output-dir"])
+def test_a_rank_that_joins_a_training_names_what_continues_it(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def join(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(train, "is_main", lambda: False)
+    monkeypatch.setattr(train, "join", join)
+    (tmp_path / RECORD).touch()
+    data = ["--data-dir", "."] if option == "--output-dir" else []
+    done = CliRunner().invoke(train.app, [option, str(tmp_path), *data])
+    assert done.exit_code == 1 and "lisa-train --resume RUN" in done.stderr, done.output
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such limits")

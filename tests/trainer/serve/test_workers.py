@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,19 @@ def test_a_model_that_is_unloaded_leaves_no_process_and_nobody_waiting(run) -> N
         await server.workers.start()
         check(await server.ask("a"), picture(), "a")
         assert server.workers.idle.qsize() == 1
+
+    run(test)
+
+
+def test_a_server_that_cannot_keep_a_picture_does_not_blame_the_picture(run) -> None:
+    """A client told of a picture that cannot be used would not ask again."""
+
+    async def test(server: Server) -> None:
+        before = server.pid
+        shutil.rmtree(server.place / "0")
+        found = await server.ask("a")
+        assert found.status_code == 503 and "the server cannot keep it" in found.json()["error"]
+        assert found.headers["retry-after"] == "5" and server.pid == before
 
     run(test)
 
