@@ -149,7 +149,7 @@ def batch_contradictions(plan: Batch) -> Iterator[Finding]:
                 f"with one question a picture all must get the same number of a step's "
                 f"{plan.effective_batch} questions",
                 str(plan.processes),
-                f"{counted(fewer, 'process', 'processes')}, one a GPU, or "
+                f"{counted(fewer, 'process', 'processes')}{', one a GPU' * (fewer > 1)}, or "
                 f"--set effective_batch={more}, which changes the recipe",
             )
         elif plan.micro_batch * plan.accumulation * plan.processes != plan.effective_batch:

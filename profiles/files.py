@@ -121,9 +121,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def force(path: Path) -> None:
     """Force what was written to the disk, as far as the system allows it."""
-    if os.name == "nt" and path.is_dir():
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)  # it flushes no other
     try:
         os.fsync(handle)
     finally:

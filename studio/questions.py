@@ -93,13 +93,19 @@ def save(edited: Edited, places: Places) -> dict[str, Any]:
     notes = places.without_links(folder / f"{name}.json")
     before = _document(notes)
     text = _checked(edited, picture, before)
-    if not inside:
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = picture.suffix.lower() if picture.suffix.lower() in IMAGE_SUFFIXES else ".jpg"
-        picture = Path(shutil.copyfile(picture, folder / f"{name}{kept}"))
-    write_whole(notes, text)
-    _write_answer(answers, picture.name, edited, before.get("text", [])[:1])
-    return {"picture": places.place(picture), "words": f"saved as {name} in {edited.split}"}
+    ending = picture.suffix.lower() if picture.suffix.lower() in IMAGE_SUFFIXES else ".jpg"
+    kept = picture if inside else folder / f"{name}{ending}"
+    try:
+        if not inside:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, kept)
+        write_whole(notes, text)
+    except OSError:
+        if not inside:
+            kept.unlink(missing_ok=True)  # a picture alone is no item
+        raise
+    _write_answer(answers, kept.name, edited, before.get("text", [])[:1])
+    return {"picture": places.place(kept), "words": f"saved as {name} in {edited.split}"}
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -84,6 +84,8 @@ def _private(target: Path) -> Iterator[Path]:
             yield private
         finally:
             shutil.rmtree(private, ignore_errors=True)
+    if os.name == "nt":  # where an open file, such as the lock, stays
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def _force_all(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from io import BytesIO
 from typing import Any
 
@@ -120,6 +122,17 @@ def test_a_saved_question_is_changed_in_place(page: Page) -> None:
     assert not item.explanations  # its answer was taken back
     page.ask("save-question", **question())  # the picture again, for another question
     assert [one.name for one in read_split(page.home / "asked", "train")] == ["coffee", "coffee-2"]
+
+
+def test_a_full_disk_leaves_no_picture_without_its_question(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert "coffee.json: no space left" in page.error("save-question", **question())
+    assert not [one for one in (page.home / "asked").rglob("*") if one.is_file()]
 
 
 def test_the_page_s_folder_may_be_the_data_set(page: Page) -> None:

@@ -130,7 +130,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     """The state of training, as it was saved. Raises CheckpointError."""
     try:
         rest = json.loads(read_regular(folder / "state.json"))
-        state = nested(_tensors(folder / STATE), rest)
+        # Copies: what a run keeps would map the file, which Windows then neither moves nor deletes.
+        tensors = {name: one.clone() for name, one in _tensors(folder / STATE).items()}
+        state = nested(tensors, rest)
         if isinstance(state, dict):
             return state
         raise ValueError(f"{type(state).__name__} instead of a dictionary")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
+from profiles.files import reason
 from trainer.answer.output import run_lengths
 from trainer.answer.question import Question, Stopped
 from trainer.data.findings import DataError
@@ -122,13 +123,20 @@ def _send(sink: BinaryIO, header: Mapping[str, Any]) -> None:
 
 
 def _written(picture: bytes) -> Path:
-    """The picture as a file named after its checksum; the last picture's file is removed."""
+    """The picture as a file named after its checksum; the last picture's file is removed.
+
+    Raises Refused where it cannot be written: the model need not load again for that.
+    """
     image = Path(f"picture-{hashlib.sha256(picture).hexdigest()}")
     for other in Path().glob("picture-*"):
         if other != image:
             other.unlink()
     if not image.exists():
-        image.write_bytes(picture)
+        try:
+            image.write_bytes(picture)
+        except OSError as error:
+            image.unlink(missing_ok=True)  # or half of it would stand for the whole
+            raise Refused(f"picture: the server cannot keep it: {reason(error)}") from None
     return image
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.trainer.serve.harness import Server, check, picture
 from trainer.serve import workers
 from trainer.serve.limits import Limits
+from trainer.serve.worker import Refused, _written
 
 
 async def until(happened: Callable[[], object]) -> None:
@@ -194,3 +199,19 @@ def test_a_model_that_is_unloaded_leaves_no_process_and_nobody_waiting(run) -> N
         assert server.workers.idle.qsize() == 1
 
     run(test)
+
+
+def test_a_picture_that_the_disk_does_not_take_is_refused_and_no_half_of_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next request would have been answered about half a picture."""
+
+    def write(path: Path, data: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(Refused, match="cannot keep it: no space left"):
+        _written(b"a picture")
+    assert not list(tmp_path.iterdir())
