@@ -73,7 +73,8 @@ def time_text(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     hours = seconds / 3600
-    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.2g} days"
+    number = float(f"{hours if hours < 48 else hours / 24:.2g}")  # 160 days, not 1.6e+02
+    return f"{number:g} {'h' if hours < 48 else 'days'}"
 
 
 def is_text(name: str) -> bool:

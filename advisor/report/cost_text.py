@@ -103,8 +103,10 @@ def sparing_text(duration: Duration, disk: Disk | None) -> str:
     less = duration.sparing
     if less is None or less.data is None or duration.data is None:
         return ""
-    number = less.data.val_pictures
-    text = f"{time_text(less.seconds)} with max_val_samples={number}, a rougher score"
+    number, took = less.data.val_pictures, time_text(less.seconds)
+    if took == time_text(duration.seconds):
+        return ""
+    text = f"{took} with max_val_samples={number}, a rougher score"
     saved = (duration.data.val_pictures - number) * (disk.picture_bytes if disk else 0)
     return text + (f", {saved / GIB:.1f} GiB less of disk" if saved else "")
 
@@ -112,12 +114,14 @@ def sparing_text(duration: Duration, disk: Disk | None) -> str:
 def _epochs_within(duration: Duration, with_ways: bool) -> str:
     """How many epochs fit into the hours, and what would make more of them fit."""
     found, less = duration.epochs_within or 0, duration.sparing
-    text = f"in {duration.hours:g} h: {counted(found, 'epoch')}"
+    given = duration.hours or 0
+    given_text = f"in {round(given, 2):g} h" if given >= 1 else f"in {60 * given:.2g} min"
+    text = f"{given_text}: {counted(found, 'epoch')}"
     if found >= duration.epochs:
         return text
     if not found:
         first = duration.seconds - (duration.epochs - 1) * duration.epoch_seconds
-        text = f"in {duration.hours:g} h: no epoch, as the first takes {time_text(first)}"
+        text = f"{given_text}: no epoch, as the first takes {time_text(first)}"
     if not with_ways:
         return text
     ways = ["--why says what trains faster"]
