@@ -176,7 +176,7 @@ def _number(text: str | None) -> float | None:
 def _libraries(facts: dict[str, Any]) -> Iterator[Check]:
     versions = facts.get("versions")
     if versions is None:
-        remedy = "pip install lisa-preflight again, into a fresh virtual environment"
+        remedy = "install lisa-preflight again, into a fresh virtual environment"
         found = facts.get("error", "nothing")
         yield Check(name="libraries", status="fail", found=found, remedy=remedy)
         return

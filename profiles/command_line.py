@@ -38,6 +38,15 @@ def _refuse_second_values(command: Any, ctx: Any, args: list[str]) -> None:
             raise typer.BadParameter(f"got {got}; give it once", ctx, single[name])
 
 
+def hyphenated(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with hyphens for underscores in the names of options."""
+    result = []
+    for one in arguments:
+        name, equals, value = one.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
+    return result
+
+
 class _Careful:
     """Plain help texts, errors in this project's words, and no option given twice."""
 
@@ -45,6 +54,7 @@ class _Careful:
         return _plain(super().get_params(ctx))  # type: ignore[misc]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = hyphenated(args)
         with in_own_words(ctx):
             _refuse_second_values(self, ctx, args)
             found: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]

@@ -45,6 +45,9 @@ def model_profile(name: str) -> ModelProfile:
     known = models()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    sources = {profile.sources[0].lower(): name for name, profile in known.items()}
+    words = {source.rpartition("/")[2]: name for source, name in sources.items()} | sources
+    words |= {name: name for name in known}
+    close = difflib.get_close_matches(name.lower(), words, n=1)
+    hint = f"; did you mean {words[close[0]]!r}?" if close else ""
     raise ValueError(f"unknown model {brief(name)}; known: {', '.join(known)}{hint}")

@@ -10,9 +10,9 @@ from profiles.findings import Finding, PlanError
 from profiles.text import brief
 
 # What other trainers call their ways of using several cards.
-SHARDING = ("parallel", "ddp", "fsdp", "fsdp2", "deepspeed", "zero", "zero_stage")
+SHARDING = ("parallel", "ddp", "fsdp", "fsdp2", "deepspeed", "zero", "zero2", "zero3", "zero_stage")
 SHARDED = (
-    "processes=N trains on N cards by DDP; weights are not sharded (FSDP2): host_layers=N keeps "
+    "trains on N cards by DDP; weights are not sharded (FSDP2): host_layers=N keeps "
     "them in host memory, once a machine: docs/several-gpus.md"
 )
 
@@ -26,7 +26,12 @@ OTHER_NAMES = {
     "num_train_epochs": "schedule.epochs", "num_epochs": "schedule.epochs",
     "lora_r": "lora.rank", "num_workers": "workers", "dataloader_num_workers": "workers",
     "max_length": "tokens.max_text_tokens", "max_seq_length": "tokens.max_text_tokens",
-    "max_grad_norm": "schedule.grad_clip",
+    "max_grad_norm": "schedule.grad_clip", "bs": "micro_batch", "r": "lora.rank",
+    "grad_accumulation_steps": "accumulation", "grad_accum": "accumulation",
+    "qlora": "quantization=nf4", "precision": "dtype", "seq_len": "tokens.max_text_tokens",
+    "model_max_length": "tokens.max_text_tokens", "early_stopping": "schedule.patience",
+    "lora_target_modules": "lora.targets", "target_modules": "lora.targets",
+    "offload": "host_layers", "cpu_offload": "host_layers",
 }  # fmt: skip
 
 
@@ -105,7 +110,7 @@ def nearest_setting(name: str, settings: Sequence[str]) -> str:
     import difflib
 
     if name.partition(".")[0].lower() in SHARDING:
-        return SHARDED
+        return f"processes=N {SHARDED}"
     if other := OTHER_NAMES.get(name.lower()):
         return f"--set {typed(other)}"
     close = difflib.get_close_matches(name, settings, n=1, cutoff=0.5)

@@ -75,7 +75,8 @@ class Plan(PlanSettings):
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:  # ValueError: numbers of 4300 digits, too
-            raise PlanError([Finding(where, f"is not valid JSON: {error}")]) from None
+            fix = "lisa-advise --save FILE writes a plan; a file of settings goes to --recipe"
+            raise PlanError([Finding(where, f"is not valid JSON: {error}", fix=fix)]) from None
         return cls.parse(data)
 
     @classmethod

@@ -80,7 +80,9 @@ def _document(path: Path) -> dict[str, Any]:
     }  # fmt: skip
     where = str(path)
     if path.suffix not in readers:
-        raise PlanError([Finding(where, f"allowed: files that end in {', '.join(readers)}")])
+        fix = "lisa-train --plan takes plan.json; DeepSpeed has no part here: docs/several-gpus.md"
+        raise PlanError([Finding(where, f"allowed: files that end in {', '.join(readers)}",
+                                 fix=fix if path.suffix == ".json" else "")])  # fmt: skip
     try:
         found = readers[path.suffix](read_regular(path, MOST_BYTES).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -10,10 +10,28 @@ from typing import Any
 import typer
 
 from profiles.exits import fail
+from profiles.overrides import SHARDED, SHARDING
 from profiles.text import argument, brief
 from profiles.wrong_values import allowed
 
 LIKE = 0.75  # how similar a typed word must be to be suggested: plan is no typing error of explain
+
+# What other trainers, and habits, call options of ours; and words given as a command.
+OTHER_OPTIONS = {
+    **dict.fromkeys(("config", "config_file", "cfg", "yaml"), "--recipe FILE"),
+    **dict.fromkeys(("dataset", "dataset_dir", "data_path", "data_root"), "--data-dir DIR"),
+    **dict.fromkeys(("report_to", "log_with", "logger"), "--tracker NAME"),
+    **{name: f"--tracker {name}" for name in ("wandb", "mlflow", "tensorboard", "trackio")},
+    **dict.fromkeys(("resume_from_checkpoint", "resume_from", "resume"), "--resume RUN"),
+    **dict.fromkeys(("num_gpus", "n_gpus", "nproc_per_node", "num_processes"), "--gpus N"),
+    **dict.fromkeys(SHARDING, f"--gpus N {SHARDED}"),
+    **dict.fromkeys(("exp_name", "run_name", "output", "save_dir"), "--output-dir RUN"),
+    **dict.fromkeys(("images", "num_images"), "--pictures N"),
+    **dict.fromkeys(("memory", "mem", "gpu_memory"), "--vram SIZE"),
+    **dict.fromkeys(("list", "list_gpus", "gpu_list", "gpus", "cards"), "--gpu list"),
+    "windows": "--os windows", "check": "--check-data DIR", "explain": "--explain NAME",
+    "checkpoint": "--run RUN", "adapter": "--run RUN", "model": "--run RUN",
+}  # fmt: skip
 
 # typer's own class, or click's where typer still uses that.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -54,15 +72,21 @@ def _said(error: Any, context: Any, guess: bool) -> str:
 def _meant(error: Any, context: Any) -> str:
     """What to type for a setting that is no option here, or a card given as a command; else ''."""
     known = {name for one in context.command.params for name in one.opts}
-    if (option := getattr(error, "option_name", "")) and "--set" in known:
+    no_command = re.match("No such command '(.+?)'", error.format_message())
+    key = _key(error) or (no_command[1].lower() if no_command else "")
+    other = OTHER_OPTIONS.get(key, "")
+    if other.partition(" ")[0] in known:
+        return other
+    if _key(error) and "--set" in known:
         from profiles.overrides import OTHER_NAMES, typed
         from profiles.plan import setting_names
 
-        key = option.lstrip("-").replace("-", "_")
         named = [name for name in setting_names() if name.rpartition(".")[2] == key]
         named += [OTHER_NAMES[key]] if key in OTHER_NAMES and not named else []
         return f"--set {typed(named[0])}" if len(named) == 1 else ""
-    no_command = re.match("No such command '(.+?)'", error.format_message())
+    for end, option in ((".json", "--plan"), (".yaml", "--recipe"), (".toml", "--recipe")):
+        if no_command and key.endswith(end) and option in known:
+            return f"{option} {argument(no_command[1])}"
     if no_command and "--gpu" in known:
         from profiles.gpus import find_gpus
 
@@ -74,12 +98,17 @@ def _meant(error: Any, context: Any) -> str:
 
 def _in_a_command(error: Any, context: Any) -> str:
     """The commands below this one that take an option which this one does not; else ''."""
-    key = getattr(error, "option_name", "").lstrip("-").replace("-", "_")
+    key = _key(error)
     found = []
     for name, command in getattr(context.command, "commands", {}).items():
         takes = [one for one in command.params if one.name == key and not command.hidden]
         found += [f"{name} {_name(one)}" for one in takes]
     return " or ".join(found[:2])
+
+
+def _key(error: Any) -> str:
+    """The option that there is not, as settings are spelled; else ''."""
+    return str(getattr(error, "option_name", "")).lstrip("-").replace("-", "_").lower()
 
 
 def _name(param: Any) -> str:

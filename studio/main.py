@@ -11,6 +11,7 @@ import typer
 
 from profiles.command_line import Commands, Version
 from profiles.exits import fail
+from profiles.extras import install_command
 from profiles.streams import say, set_streams, tell
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def studio(
         from trainer.serve.address import taken, url
         from trainer.serve.guard import Access
     except ModuleNotFoundError as error:
-        fail(f"{error.name} is not installed\n    hint: pip install 'lisa-preflight[studio]'")
+        fail(f"{error.name} is not installed\n    hint: {install_command('serve')}")
     access = Access.of(host)
     try:
         page = create_app(folders or [Path()], access)

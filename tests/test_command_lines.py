@@ -20,7 +20,7 @@ from advisor.cli.advise_options import AdviseOptions
 from advisor.cli.main import app as advise
 from advisor.cli.options import explained_names
 from advisor.report.glossary import explain
-from profiles.command_line import gpu_names, model_names
+from profiles.command_line import gpu_names, hyphenated, model_names
 from profiles.gpus import find_gpu, gpus
 from profiles.models import models
 from trainer.cli.segment import app as segment
@@ -138,11 +138,36 @@ def test_what_cannot_be_read_is_said_in_a_line_with_a_hint(name, words, said):
     (["2x RTX 4060"], "lisa-advise --gpu '2x RTX 4060'"),
     (["4060"], "lisa-advise --gpu 4060"),
     (["--gpu", "4060", "--os", "wsl"], "WSL is --os linux"),
+    (["--config", "c.yaml"], "lisa-advise --recipe FILE"),
+    (["c.yaml"], "lisa-advise --recipe c.yaml"),
+    (["gpus"], "lisa-advise --gpu list"),
+    (["--zero", "3"], "lisa-advise --gpus N trains on N cards by DDP; weights are not sharded"),
+    (["--qlora"], "lisa-advise --set quantization=nf4"),
 ])  # fmt: skip
 def test_a_word_in_the_wrong_place_is_met_with_the_right_one(words, hint):
     result = CliRunner().invoke(APPS["lisa-advise"], words, prog_name="lisa-advise")
     assert result.exit_code == 2 and f"    hint: {hint}" in result.stderr, result.stderr
     assert "did you mean" not in result.stderr
+
+
+@pytest.mark.parametrize(("name", "words", "hint"), [
+    ("lisa-train", ["--report_to", "wandb"], "--tracker NAME"),
+    ("lisa-train", ["check", "data"], "--check-data DIR"),
+    ("lisa-train", ["resume", "run"], "--resume RUN"),
+    ("lisa-train", ["plan.json"], "--plan plan.json"),
+    ("lisa-segment", ["a.jpg", "What?", "--model", "run"], "--run RUN"),
+])  # fmt: skip
+def test_what_others_call_an_option_is_met_with_ours(name, words, hint):
+    result = CliRunner().invoke(APPS[name], words, prog_name=name)
+    assert result.exit_code == 2 and f"    hint: {name} {hint}; " in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("name", ["lisa-advise", "lisa-train"])
+def test_underscores_in_options_are_hyphens(name):
+    words = ["--lora_r=999", "--data_dir", "x_y"]
+    assert hyphenated(["a_b", *words]) == ["a_b", "--lora-r=999", "--data-dir", "x_y"]
+    result = CliRunner().invoke(APPS[name], words, prog_name=name)
+    assert result.exit_code == 2 and result.stderr.startswith("error: --lora-r: got "), name
 
 
 @pytest.mark.parametrize(("name", "words", "said"), [

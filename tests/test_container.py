@@ -69,4 +69,4 @@ def test_compose_gives_the_gpu_the_folder_and_the_cache(steps: list[tuple[str, s
         service["volumes"] == [f".:{folder}", f"cache:{volume}"] and "cache" in compose["volumes"]
     )
     arguments = {rest.partition("=")[0] for rest in values(steps, "ARG")}
-    assert service["build"]["args"].keys() <= arguments
+    assert service["build"]["args"].keys() == arguments

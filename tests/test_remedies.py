@@ -11,6 +11,7 @@ import click
 import typer
 
 from advisor.cli.main import app as advise
+from profiles.extras import install_command
 from profiles.plan import Plan
 from profiles.settings import Lora, Mixture, Schedule, TokenLimits
 from trainer.cli.segment import app as segment
@@ -40,7 +41,7 @@ def options(command: click.Command) -> Iterator[str]:
 
 def texts() -> Iterator[tuple[Path, str]]:
     """Every string of the packages' code that is no docstring."""
-    for package in ("advisor", "trainer", "profiles"):
+    for package in ("advisor", "trainer", "profiles", "studio"):
         for path in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -48,6 +49,13 @@ def texts() -> Iterator[tuple[Path, str]]:
                 text = node.value if isinstance(node, ast.Constant) else None
                 if isinstance(text, str) and id(node) not in docs:
                     yield path, text
+
+
+def test_what_is_to_be_installed_is_on_an_index() -> None:
+    """This package is on none: its extras are named by what they need."""
+    assert re.fullmatch(r"pip install( '(python-multipart|starlette|uvicorn)>=[0-9.]+'){3}",
+                        install_command("serve"))  # fmt: skip
+    assert not [one for one in texts() if re.search(r"pip install [^,]*lisa-preflight", one[1])]
 
 
 def test_every_option_in_a_message_exists() -> None:

@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_every_state_is_what_advise_says(tab: Tab, tool: Any) -> None:
             assert text_of(tab, "headline") == advice.summary, state
             continue
         needs, usable = advice.needs.bytes / GIB, advice.budget.usable.bytes / GIB
-        title, first = (tool.limits(state.card)[name] for name in ("title", "first"))
+        title, first = itemgetter("title", "first")(tool.limits(state.card))
         assert text_of(tab, "first") == (f"For this card {first}." if first else ""), state
         words = f"{state.model} on {title}: needs {needs:.2f} GiB of {usable:.2f} GiB usable"
         assert text_of(tab, "headline").startswith(words), state

@@ -6,10 +6,9 @@ system prompt and picture come once, and each question has a block of its own be
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -126,8 +125,8 @@ def sharing_prefix(rows: Sequence[Encoded]) -> Encoded:
 
 def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two rows begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    lengths = range(1, min(len(one), len(other)) + 1)
+    return bisect_left(lengths, True, key=lambda n: one[:n] != other[:n])
 
 
 def _before_answer(row: Encoded) -> int:

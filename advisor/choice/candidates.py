@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -28,7 +28,7 @@ class Family:
     path: tuple[tuple[int, int], ...]  # (checkpointed, host) layers
     _plans: dict[int, Plan] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def on_card(self) -> int:
         """The last step that keeps every layer on the card; the first where none does."""
         return max((step for step, (_, hosted) in enumerate(self.path) if not hosted), default=0)

@@ -119,7 +119,9 @@ def _largest(family: Family, scales: Scales, limits: Limits) -> Iterator[Candida
     low = bisect_left(range(last), True, key=fits)
     while low < last and _refuting(family.at(low), limits.refuting) is not None:
         low += 1
-    smallest = bisect_left(range(1, last + 1), True, key=is_too_much_for_the_host)
+    smallest = last  # which most hosts hold
+    if is_too_much_for_the_host(last):
+        smallest = bisect_left(range(1, last), True, key=is_too_much_for_the_host)
     for step in {low, family.on_card, smallest}:
         candidate = _judged(family.at(step), scales, limits)
         if candidate is not None:

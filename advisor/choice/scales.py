@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from advisor.choice.candidate import Scales, Speed
 from advisor.machine.budget import Budget, Bytes
@@ -25,6 +25,7 @@ from profiles.tested import TestedRow, one_of_each
 # A source that begins so is of an interpolated figure; other figures are of the plan itself.
 INTERPOLATED = "interpolated"
 CACHING = "building the feature cache takes"
+T = TypeVar("T")
 Held: TypeAlias = list[tuple[int, TestedRow]]  # rows, and what each counts for in bytes
 APART = ("quantization", "micro_batch", "model")  # many plans have the same, most rows another
 OTHER_VERSIONS = 1.02  # a row of another torch counts for that much more: a policy
@@ -74,7 +75,19 @@ def scales_for(setting: Setting, text: int, correction: float | None) -> Scales:
         return kept[key]
 
     needs = partial(_needs, rows_for, text, correction, setting)
-    return Scales(needs, partial(_speed, setting, text))
+    return Scales(_asked_once(needs), _asked_once(partial(_speed, setting, text)))
+
+
+def _asked_once(ask: Callable[[Plan], T]) -> Callable[[Plan], T]:
+    """`ask`, once for each plan; families keep theirs, and an equal one is not looked for."""
+    kept: dict[int, tuple[Plan, T]] = {}
+
+    def asked(plan: Plan) -> T:
+        if id(plan) not in kept:
+            kept[id(plan)] = plan, ask(plan)
+        return kept[id(plan)][1]
+
+    return asked
 
 
 def counted_by(by: str) -> str:

@@ -135,8 +135,11 @@ class AskedOptions:
         """
         if self.pictures is not None and self.data_dir is not None:
             fail("--pictures: --data-dir counts the pictures; give one of the two")
-        if self.questions is not None and self.questions < (self.pictures or self.questions + 1):
-            fail("--questions: give --pictures N too; each picture has one question or more")
+        if self.questions is not None and self.pictures is None:
+            fail("--questions: give --pictures N too, of the pictures that they are about")
+        if self.questions is not None and self.pictures and self.questions < self.pictures:
+            least = f"{self.pictures} or more: each picture has one"
+            fail(f"--questions: got {self.questions}; allowed: {least}")
 
 
 @dataclass(frozen=True, kw_only=True)

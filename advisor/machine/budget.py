@@ -64,8 +64,7 @@ class HostBudget(Bytes):
         """What is lacking if host memory does not hold `plan` of `size` bytes; else ''."""
         if size > self.bytes:
             return f"host memory: {gib(size)} needed, {gib(self.bytes)} usable"
-        pinned = pinned_bytes(plan)
-        if self.pinned_bytes is not None and pinned > self.pinned_bytes:
+        if self.pinned_bytes is not None and (pinned := pinned_bytes(plan)) > self.pinned_bytes:
             most = f"{gib(self.pinned_bytes)}, half of the machine's memory, may be"
             return f"host memory: {gib(pinned)} would be pinned, {most}"
         return ""

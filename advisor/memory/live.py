@@ -52,6 +52,9 @@ class LiveForecasts:
         self.made += 1
         self.tell(f"forecast {self.made}: {plan.model}{_pictures(plan)}, some seconds ...")
         first = text_tokens is None
+        if first and not plan.mixture.reason_seg_alone:
+            drawn = plan.mixture.samples * plan.schedule.epochs
+            self.tell(f"  looking for the longest of {drawn} questions first, up to minutes ...")
         worst = Worst(data=self.data) if first else self._worst(text_tokens)
         found = forecast(plan, worst, self.card)
         if first:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from profiles.batches import full_rows, passes
 from profiles.exchange import step_exchange_seconds
-from profiles.families import EncoderFacts
+from profiles.families import EncoderFacts, ModelProfile
 from profiles.gpus import GpuProfile, gpus
 from profiles.plan import Plan
 from profiles.settings import STORED_BYTES, Lora
@@ -130,6 +130,7 @@ def sheet_time(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = Fa
     rate, pcie = gpu.rate_flops(plan.dtype), gpu.pcie_gb_s * 1e9
     moved = passes * 2 * decoder.moved_values(tokens)
     head = 2 * plan.profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
+    adapters = _adapter_bytes(plan.profile, plan.lora, plan.compile)
     return SheetTime(
         matmul=decoder.linear_flops(tokens) * passes / rate,
         attention=(attention - masked) / rate,
@@ -137,14 +138,15 @@ def sheet_time(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = Fa
         dequantisation=widened / _bandwidth(gpu),
         codes=_coded_bytes(plan, tokens, passes, backward) / _bandwidth(gpu),
         elementwise=moved / _bandwidth(gpu),
-        adapters=passes * tokens * _adapter_bytes(plan) / _bandwidth(gpu),
+        adapters=passes * tokens * adapters / _bandwidth(gpu),
         layer_copy=weights * stored / pcie,
         head_copy=head / pcie,
         passes=passes,
     )
 
 
-def _adapter_bytes(plan: Plan) -> float:
+@lru_cache(64)
+def _adapter_bytes(profile: ModelProfile, lora: Lora | None, compiled: bool) -> float:
     """Bytes that the adapters of one layer move for a position and pass, beyond the published ones.
 
     Each is a third of those of a pass forward, another one that recomputes it and the pass back.
@@ -154,13 +156,13 @@ def _adapter_bytes(plan: Plan) -> float:
     reads the input and one writes its gradient (4), which the mask changes (5) and which is added
     to the linear's (6); two products read the output's gradient (4).
     """
-    inputs, outputs = (10 / 3, 8 / 3) if plan.compile else (29 / 3, 20 / 3)
+    inputs, outputs = (10 / 3, 8 / 3) if compiled else (29 / 3, 20 / 3)
 
     def moved(lora: Lora | None) -> float:
-        linears = plan.profile.decoder.adapted(lora) if lora is not None else []
+        linears = profile.decoder.adapted(lora) if lora is not None else []
         return sum(inputs * wide + outputs * out for wide, out in linears)
 
-    return max(0, moved(plan.lora) - moved(Lora()))
+    return max(0, moved(lora) - moved(Lora()))
 
 
 def _coded_bytes(plan: Plan, tokens: int, passes: int, backward: int) -> float:

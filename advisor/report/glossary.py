@@ -72,6 +72,7 @@ def explain(name: str) -> str:
     import difflib
 
     from advisor.report.setting_words import explain_setting, setting_called
+    from profiles.overrides import SHARDED, SHARDING
     from profiles.plan import setting_names
 
     wanted = _bare(name)
@@ -79,6 +80,7 @@ def explain(name: str) -> str:
     setting = setting_called(name)
     part = next((by_lower[one] for one in _singular(wanted) if one in by_lower), None)
     lines = [explain_setting(setting)] if setting else []
+    lines += [f"processes=N {SHARDED}"] if wanted in SHARDING else []
     spelled = {one.replace("_", " "): one for one in setting_names()} | by_lower
     close = difflib.get_close_matches(wanted, spelled, n=1, cutoff=LIKE)
     is_slip = close and difflib.SequenceMatcher(None, wanted, close[0]).ratio() > SLIP

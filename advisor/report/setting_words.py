@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from profiles.levers import RELIEFS, SETTINGS, Traits
+from profiles.overrides import OTHER_NAMES
 from profiles.plan import Plan, setting_names
 from profiles.wrong_values import range_text
 
@@ -19,13 +20,15 @@ _SAVES = {"more": "a larger value takes less memory on the card",
 
 
 def setting_called(name: str) -> str | None:
-    """The setting that `name` means: with hyphens for underscores, or without its table."""
+    """The setting that `name` means: with hyphens, without its table, or as others call it."""
     wanted = name.strip().lower().replace("-", "_").replace(" ", "_")
     names = setting_names()
     if wanted in names:
         return wanted
     inner = [one for one in names if one.endswith(f".{wanted}")]
-    return inner[0] if len(inner) == 1 else None
+    if len(inner) == 1:
+        return inner[0]
+    return OTHER_NAMES[wanted].partition("=")[0] if wanted in OTHER_NAMES else None
 
 
 def explain_setting(name: str) -> str:

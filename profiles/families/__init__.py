@@ -37,17 +37,17 @@ class DecoderShape(Frozen):
     normed_heads: bool = False  # queries and keys are normed, head by head
     norm_eps: float = 1e-5
 
-    @property
+    @cached_property
     def query_channels(self) -> int:
         """Channels of the queries of a position, and of what attention returns."""
         return self.heads * (self.head_channels or self.hidden // self.heads)
 
-    @property
+    @cached_property
     def key_channels(self) -> int:
         """Channels of the keys of a position, and of the values."""
         return self.query_channels * (self.key_heads or self.heads) // self.heads
 
-    @property
+    @cached_property
     def layer_weights(self) -> int:
         """Weights of one layer's seven linears: q, k, v, o, and the three of the gated MLP."""
         attention = 2 * self.hidden * (self.query_channels + self.key_channels)

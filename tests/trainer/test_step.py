@@ -17,7 +17,6 @@ from accelerate.state import AcceleratorState
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
 from trainer import step
-from trainer.cli.train import hyphenated
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.micro_batches import MicroBatches
 from trainer.data.samples import SampleSet, Visit, collate
@@ -217,11 +216,6 @@ def test_bf16_trains_on_the_cpu(tmp_path: Path, photos: Path) -> None:
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 6 and all(map(math.isfinite, losses))
     assert losses[-1] < 0.8 * losses[0]
-
-
-def test_underscores_are_hyphens() -> None:
-    seed = ["--batch_size=1", "--num_workers", "0", "a_b", "--data_dir", "x_y"]
-    assert hyphenated(seed) == ["--batch-size=1", "--num-workers", "0", "a_b", "--data-dir", "x_y"]
 
 
 def test_an_update_that_the_scaler_leaves_out_says_nothing_of_the_gradients(

@@ -168,6 +168,11 @@ def check_data_folder(folder: Path, skip_broken: Text = None) -> int:
             say(f"{folder}: {broken.left_out_line(findings, listed)}")
     else:
         say(f"{folder}: no findings")
+    for split, counts in counts_of.items():
+        if isinstance(both := counts.get("in_train"), int):
+            shared = counted(both, "picture")
+            tell(f"note: {split} and train share {shared}: the scores will not say what to expect\n"
+                 "    hint: move their items into one of the two")  # fmt: skip
     missing = [split for split in ("train", "val") if split not in counts_of]
     if missing:
         tell(f"note: no {' and no '.join(missing)} split; a training needs both train and val")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,6 +61,8 @@ def evaluate(
         items = read_split(data_dir, split, None, leave)
         for one in leave.left_out:
             tell(f"left out: {one}")
+        if split != "train":
+            _note_trained_on(run, data_dir, items)
         how = "generated" if generate else "teacher-forced"
         facts = {"split": split, "answers": how, "data": str(data_dir), "model": str(run)}
         trained = find_trained(run, settings or ())
@@ -102,6 +105,25 @@ def _scored(
                 tell("\n".join([f"not all is written to {target}:", *lines(summary)]))
                 raise
     return summary, lines(summary), target
+
+
+def _note_trained_on(model: Path, data: Path, items: list[Item]) -> None:
+    """Say if a run has learnt from what it is scored on, as after a second import with --test."""
+    from trainer.answer.scored import run_of
+    from trainer.data.contents import Contents
+    from trainer.run.data_digests import trained_on
+    from trainer.run.started import CannotResume, Started
+
+    run = run_of(model)
+    if run is None:  # an export has no list of its pictures
+        return
+    with suppress(CannotResume):
+        shown = set(Contents(data, feature_cache()).of([one.image_path for one in items]).values())
+        if known := trained_on(Started.read(run).digests, shown):
+            of = f"{known} of these {len(shown)} pictures"
+            hint = "lisa-train import --test 0.1 sets pictures aside before a training"
+            tell(f"note: {run} was trained on {of}: the scores do not say what to expect\n"
+                 f"    hint: {hint}")  # fmt: skip
 
 
 def _own_data(run: Path) -> tuple[Path, int]:

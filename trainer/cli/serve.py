@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from profiles.environment import at_home, python_module
+from profiles.extras import install_command
 from profiles.overrides import assigned
 from profiles.streams import tell
 from trainer.serve.limits import RESIDENT
@@ -29,11 +30,12 @@ MODULE = "trainer.cli.model_process"
 def serve(trained: Trained, run: Path, assignments: Sequence[str], host: str, port: int) -> None:
     """Serve a model. Raises RuntimeError: it cannot be loaded, ValueError: no such address."""
     try:
+        import python_multipart  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError:
         raise ValueError(
-            "--serve needs more packages\n    hint: pip install 'lisa-preflight[serve]'"
+            f"--serve needs more packages\n    hint: {install_command('serve')}"
         ) from None
     from trainer.serve.address import taken
     from trainer.serve.guard import Access

@@ -98,12 +98,15 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
     """
     from profiles.plan import Plan
     from trainer.data.contents import Contents
-    from trainer.run.data_digests import checked_start, digests
+    from trainer.run.data_digests import PICTURES, checked_start, digests, trained_on
 
     started = replace(run.started, left_out=data.left_out)
     contents = Contents(started.data, started.cache, LineProgress(patience=10))
     now = digests(data.train, data.val, data.left_out, contents)
     if not run.resumes:
+        if both := trained_on(now, now[PICTURES.format("val")].values()):
+            tell(f"note: val and train share {counted(both, 'picture')}: the scores will not say "
+                 "what to expect")  # fmt: skip
         if started.adapter is not None:
             from trainer.run.start_from_adapter import check_adapter
 

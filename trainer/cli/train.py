@@ -7,7 +7,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ from profiles.numbers import typed
 from profiles.overrides import assigned
 from profiles.sizes import GIB, parse_size
 from profiles.streams import say, set_streams, tell
-from profiles.text import is_text, some
+from profiles.text import argument, is_text, some
 from trainer.cli.chosen_plan import chosen_plan, refuse_gpus_on_cpu
 from trainer.cli.compare import compare
 from trainer.cli.console import sigterm_as_ctrl_c, user_errors
@@ -96,8 +96,10 @@ def _resume(options: TrainOptions, run: Path) -> None:
     wrong = [name for name, value in given.items() if value]
     wrong += [name for name in assigned(changes) if name not in MAY_CHANGE_ON_RESUME | {EPOCHS}]
     if wrong:
-        fail(f"--resume uses the run's own plan: leave out {some(wrong)}\n"
-             "    hint: --epochs may grow, and --set may change memory, speed and places: "
+        fail(f"--resume uses the run's own plan: leave out {some(wrong)}\n    hint: "
+             + _begun_anew(run, {name: value for name, value in assigned(changes).items()
+                                 if name in wrong})
+             + "--epochs may grow, and --set may change memory, speed and places: "
              f"{', '.join(sorted(MAY_CHANGE_ON_RESUME))}")  # fmt: skip
     if options.skip_broken is not None:
         fail("--resume skips the same entries as the run did: leave out --skip-broken")
@@ -200,6 +202,15 @@ def convert(
     say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))
 
 
+def _begun_anew(run: Path, changes: dict[str, str]) -> str:
+    """How to train with settings that a run cannot change: a new one with the rest of its plan."""
+    if not changes:
+        return ""
+    given = "".join(f" --set {argument(f'{name}={value}')}" for name, value in changes.items())
+    plan = run / "plan.json"
+    return f"a new run: lisa-train --data-dir DIR --plan {argument(str(plan))}{given}; here "
+
+
 def _must_be_text(folders: dict[str, Path | str | None]) -> None:
     """End if a folder's name is not valid text: the run's records could not hold it."""
     for option, folder in folders.items():
@@ -221,15 +232,6 @@ app.command(examples=["lisa-train compare RUN OTHER"])(compare)
 app.command(hidden=True)(worker)
 
 
-def hyphenated(arguments: list[str]) -> list[str]:
-    """The arguments, with hyphens for underscores in the names of options."""
-    result: list[Any] = []
-    for one in arguments:
-        name, equals, value = one.partition("=")
-        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
-    return result
-
-
 def main() -> None:
     """Entry point of `lisa-train`, also under torchrun and `accelerate launch`."""
     set_streams()
@@ -241,7 +243,7 @@ def main() -> None:
     elif is_under_accelerate():
         end_with_parent(signal.SIGTERM)  # saves, and ends the processes it has started
     try:
-        app(args=hyphenated(sys.argv[1:]), prog_name="lisa-train")
+        app(prog_name="lisa-train")
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except SystemExit as end:

@@ -78,6 +78,7 @@ class SampleSet(Dataset[Sample]):
         self.caches = caches
         self.training = training
         self.frame = Frame.of(plan.profile)
+        self.seen_pictures: dict[Path, int] = {}  # their tokens: a mixture draws them again
         self.epoch_questions = len(items)  # an epoch asks as many, however rows share pictures
         self.drawn = isinstance(items, MixedSets)  # anew in every epoch
         self.items: MixedSets | list[ReasoningPicture]
@@ -163,16 +164,21 @@ class SampleSet(Dataset[Sample]):
         picture, asked = self._asked(place)
         rows = [self._encode(picture, [one.turn for one in turns]) for turns in asked]
         limit = self.plan.tokens.max_text_tokens
-        while len(rows) > 1 and sharing_prefix(rows).text_tokens > limit:
+        shared = sharing_prefix(rows)
+        while len(rows) > 1 and shared.text_tokens > limit:
             rows.pop()
+            shared = sharing_prefix(rows)
         asked = asked[: len(rows)]
         while len(rows) == 1 and len(asked[0]) > 1 and rows[0].text_tokens > limit:
             asked = [asked[0][:-1]]
-            rows = [self._encode(picture, [one.turn for one in asked[0]])]
-        return picture, asked, sharing_prefix(rows)
+            shared = rows[0] = self._encode(picture, [one.turn for one in asked[0]])
+        return picture, asked, shared
 
     def _encode(self, picture: Picture, turns: list[Turn]) -> Encoded:
-        return self.tokenizer.encode(turns, image_tokens(picture.image_path, self.plan))
+        path = picture.image_path
+        if path not in self.seen_pictures:
+            self.seen_pictures[path] = image_tokens(path, self.plan)
+        return self.tokenizer.encode(turns, self.seen_pictures[path])
 
     def _asked(self, place: int | tuple[int, int] | Visit) -> tuple[Picture, list[Conversation]]:
         """A picture and all that it is asked, each in a conversation of its own."""

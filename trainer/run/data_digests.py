@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +56,14 @@ def digests(
     found[PICTURES.format("train")] |= contents.of(own)
     found[PICTURES.format("val")] = contents.of([item.image_path for item in val])
     return found
+
+
+def trained_on(known: Digests, contents: Iterable[str]) -> int:
+    """How many different pictures of these contents are among those that a run is trained on.
+
+    Of a mixture ReasonSeg's alone are known: other data sets' pictures are not read for digests.
+    """
+    return len(set(known.get(PICTURES.format("train"), {}).values()) & set(contents))
 
 
 def _digest(item: Item) -> tuple[str, str]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TENSORBOARD: Literal["tensorboard"] = "tensorboard"
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]  # each is its package's name, too
 TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
-PROJECT = "lisa-preflight"  # under which the others list a user's runs
+PROJECT = "lisa-preflight"  # under which the others list a user's runs, where none is named
 QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false",
          "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
 
@@ -68,7 +68,7 @@ def start_trackers(accelerator: Accelerator, run: Path, settings: dict[str, Any]
     own = {"wandb": {"name": name, "dir": str(run)}, "trackio": {"name": name},
            "mlflow": {"run_name": name}}  # fmt: skip
     try:
-        accelerator.init_trackers(PROJECT, init_kwargs=own)
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT") or PROJECT, init_kwargs=own)
         for tracker in accelerator.trackers:
             if tracker.name != TENSORBOARD:
                 tracker.store_init_configuration(settings)

@@ -128,7 +128,9 @@ async def _read(form: FormData, limits: Limits) -> Asked:
         raise NotAnswered(422, f"unknown: {one_line(unknown[0])}", f"fields: {', '.join(FIELDS)}")
     picture, texts = form.getlist("picture"), form.getlist("question")
     if len(picture) != 1 or not isinstance(picture[0], UploadFile):
-        raise NotAnswered(422, "picture: one file is needed", "give its part a file name")
+        raise NotAnswered(
+            422, "picture: one file is needed", "its part needs a file name: curl -F picture=@FILE"
+        )
     if not 1 <= len(texts) <= limits.questions:
         raise NotAnswered(422, f"question: one to {limits.questions} are needed")
     kinds = form.getlist("kind") or [KINDS[0]]

@@ -62,6 +62,9 @@ def test_the_answer_comes_first_and_sets_the_exit_code(arguments, code, words):
     ("arguments", "words"),
     [
         (("--model", "8b"), "unknown model '8b'"),
+        (("--model", "LISA-7B"), "did you mean '7b-v1'?"),
+        (("--model", "Qwen/Qwen3-VL-4B-Instruct"), "did you mean 'qwen3-vl-4b'?"),
+        (("--recipe", "ds_config.json"), "DeepSpeed has no part here"),
         (("--ram", "32GiB"), "--ram needs --vram or --gpu"),
         (("--vram", "8GiB", "--prefer", "beauty"), "usual"),
         (("--set", "mikro_batch=2"), "did you mean micro_batch?"),

@@ -69,9 +69,11 @@ def test_a_size_without_a_folder() -> None:
     assert told["epochs"] == 3 and told["data"]["train_pictures"] == 36
     assert (told["data"]["val_pictures"], told["questions"]) == (4, 72)
     assert "36 pictures to train on may be too few" in CliRunner().invoke(app, asked).stdout
-    for wrong in (["--questions", "9"], ["--pictures", "9", "--questions", "3"],
-                  ["--pictures", "9", "--data-dir", "."]):  # fmt: skip
-        assert CliRunner().invoke(app, wrong).exit_code == 2, wrong
+    for wrong, said in ((["--questions", "9"], "give --pictures N too"),
+                        (["--pictures", "9", "--questions", "3"], "got 3; allowed: 9 or more"),
+                        (["--pictures", "9", "--data-dir", "."], "one of the two")):  # fmt: skip
+        done = CliRunner().invoke(app, wrong)
+        assert done.exit_code == 2 and said in done.stderr, wrong
 
 
 @pytest.mark.parametrize("model", ["7b", "qwen3-vl-4b"])

@@ -27,6 +27,12 @@ def test_every_setting_is_explained_by_its_description(name):
     assert len(about.split()) > 3
 
 
+def test_what_others_call_a_setting_is_explained_as_ours():
+    assert explain("lr") == explain("schedule.learning_rate")
+    assert explain("load-in-4bit").startswith("quantization: ")
+    assert explain("DeepSpeed") == explain("zero3") and "docs/several-gpus.md" in explain("fsdp")
+
+
 def test_a_name_of_both_is_explained_as_both():
     both = {key for key in EXPLANATIONS if key.replace(" ", "_") in setting_names()}
     assert both == {"model", "optimizer state", "processes", "weights"}
@@ -52,7 +58,7 @@ def test_a_name_of_both_is_explained_as_both():
         ("lora.rank", ["lora.rank: rank r", "default 8; values: 1 … 256"]),
         ("rank", ["lora.rank: "]),
         ("lora", ["lora: adapters on the decoder, or none"]),
-        ("max_pixels", ["larger pictures are shrunk to so many pixels for the language model",
+        ("max_pixels", ["pixels to which larger pictures are shrunk for the language model",
                         "default null; values: "]),
         ("learning_rate", ["default 0.0003; values: more than 0"]),
         ("epochs", ["schedule.epochs: passes over the training data"]),

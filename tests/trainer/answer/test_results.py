@@ -38,6 +38,7 @@ from trainer.cli.segment import _answered, _answers, planned_for
 from trainer.cli.segment import app as segment_app
 from trainer.cli.train import app
 from trainer.convert import export
+from trainer.data.contents import Contents
 from trainer.data.formats.reasonseg import read_split
 from trainer.data.images import read_image
 from trainer.data.polygons import paint_mask
@@ -46,6 +47,7 @@ from trainer.model.build import build, read_tokenizer
 from trainer.model.weights import weight_source
 from trainer.run import checkpoint
 from trainer.run.checkpoint import CheckpointError
+from trainer.run.data_digests import digests
 from trainer.run.metrics import MaskScores, intersection_union
 from trainer.run.started import Started
 
@@ -561,8 +563,10 @@ def test_the_command_lines(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     )
     absent = CliRunner().invoke(app, ["evaluate", "absent"])
     assert absent.exit_code == 2 and absent.stderr == "error: absent: there is no such run\n"
-    Started(PHOTOS, tmp_path, {}).write(run)
+    learnt = digests(read_split(PHOTOS, "train"), [], contents=Contents(PHOTOS))
+    Started(PHOTOS, tmp_path, learnt).write(run)
     done = CliRunner().invoke(app, ["evaluate", str(run)])
+    assert "was trained on 3 of these 3 pictures: the scores do not say" in done.stderr
     assert f"scoring on the run's own data, {PHOTOS}" in done.stderr, done.stderr
     assert done.exit_code == 0 and "gIoU" in done.stdout and "[" in done.stdout, done.stderr
     assert (

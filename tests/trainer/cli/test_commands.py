@@ -60,6 +60,8 @@ def call(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["--model", "tiny", "--weights", "nowhere", "--data-dir", str(PHOTOS)], 2, "nowhere"),
         (["--resume", "x", "--model", "tiny", "--lora-r", "4"], 2, "leave out --model, lora.rank"),
         (["--resume", "x", "--set", "seed=1"], 2, "--epochs may grow, and --set may change"),
+        (["--resume", "x", "--lora-r", "4"], 2, "a new run: lisa-train --data-dir DIR --plan "
+         "x/plan.json --set lora.rank=4 --set lora.alpha=8; here --epochs may grow"),
         (["--resume", "x", "--weights", "random"], 2, "x: no such folder"),
         (["--resume", "x", "--set", "processes=2"], 2, "x: no such folder"),
         (["--resume", "x", "--set", "products=dtype"], 2, "x: no such folder"),

@@ -48,7 +48,7 @@ from trainer.data.formats.reasonseg import read_split
 from trainer.data.micro_batches import MicroBatches
 from trainer.data.mixture import READERS, MixedSets, check_data, read_training
 from trainer.data.pictures import DataSet, SegmentedPicture
-from trainer.data.samples import SampleSet, collate
+from trainer.data.samples import SampleSet, collate, image_tokens
 from trainer.model.build import build, read_tokenizer
 from trainer.model.tokenizer import TooLong
 from trainer.model.trained import GradientCheck, trained_names
@@ -384,11 +384,17 @@ def looked_at(samples: SampleSet) -> int:
     return samples.check_lengths(MicroBatches(samples, samples.plan).visits())
 
 
-def test_the_worst_sample_of_the_whole_mixture(mixed: MixedSets, root: Path) -> None:
+def test_the_worst_sample_of_the_whole_mixture(
+    mixed: MixedSets, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = mixed_plan(mixture={"samples": 40}, tokens={"max_text_tokens": 512})
     alone = worst_sample(tiny_plan(), root)
+    opened: list[Path] = []
+    monkeypatch.setattr("trainer.data.samples.image_tokens", lambda path, plan: (
+        opened.append(path) or image_tokens(path, plan)))  # fmt: skip
     worst = worst_sample(plan, root)
     assert alone.masks == 1 and worst.masks == 2
+    assert len(opened) == len(set(opened)) > 5
     assert worst.text_tokens >= alone.text_tokens and worst.answer_tokens > 5
     only_long = root.parent / "long"
     only_long.mkdir()

@@ -103,7 +103,7 @@ def test_layers_watched_once_leave_the_trace_of_all(settings: dict[str, Any]) ->
         with mock.patch.object(memory_trace, "known_result", lambda *_: None):
             whole = watch(plan, (64, 64), 1, WORKSPACE, extend=False).trace
     assert [size for _, size in short.events] == [size for _, size in whole.events]
-    assert short.peaks() == whole.peaks()
+    assert short.peaks() == whole.peaks() and short.parts == whole.parts
 
 
 def test_thirty_two_layers_are_watched_by_running_a_few(monkeypatch: pytest.MonkeyPatch) -> None:

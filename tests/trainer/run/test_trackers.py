@@ -59,7 +59,7 @@ def records(folder: Path, said: list[str]) -> Records:
 
 
 def test_a_tracker_has_every_row_once_in_each_of_its_runs(
-    trackio: list[SimpleNamespace], tmp_path: Path
+    trackio: list[SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "cups"
     first = records(folder, [])
@@ -75,6 +75,9 @@ def test_a_tracker_has_every_row_once_in_each_of_its_runs(
     assert list((folder / TENSORBOARD).glob("events*"))
     first.accelerator.end_training()
     assert trackio[-1].ended
+    monkeypatch.setenv("WANDB_PROJECT", "kitchen")
+    records(folder, []).start_trackers()
+    assert trackio[-1].project == "kitchen", "as a user of wandb names it"
 
 
 def test_a_tracker_that_fails_is_left_and_the_records_go_on(

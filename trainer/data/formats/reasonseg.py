@@ -182,7 +182,7 @@ def read_split(
     folder, present = _locate(root)
     report = Report(folder)
     if split not in present:
-        set_aside = "; lisa-train import --test 0.1 sets pictures aside for it"
+        set_aside = "; lisa-train import --test 0.1 sets pictures aside for it, before a training"
         fix = "name one that is there" + set_aside * (split == "test")
         report.add("split", split, ", ".join(present), fix)
     if limit is not None and limit < 1:
@@ -222,6 +222,7 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
 
     The counts are of items, pictures, texts, sentences (items that are one), explanations,
     empty_masks; smallest_image and largest_image are (width, height). Without items there are none.
+    in_train is how many pictures of another split are in train, too.
     """
     try:
         folder, present = _locate(root)
@@ -229,11 +230,22 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
         return {}, list(error.findings)
     summary: Summary = {}
     findings: list[Finding] = []
-    for split in present:
+    train: list[Item] = []
+    for split in present:  # train comes first
         looks, broken = _scan(folder, split, None, load_whole, paint=True, progress=progress)
         summary[split] = _counts(looks) if looks else {}
         findings += broken
+        if split == "train":
+            train = _items(looks)
+        elif both := _in_both(train, _items(looks)):
+            summary[split]["in_train"] = both
     return summary, findings
+
+
+def _in_both(some: list[Item], others: list[Item]) -> int:
+    """How many pictures two splits share, by their bytes."""
+    one, other, together = (len(by_picture(items)) for items in (some, others, some + others))
+    return one + other - together
 
 
 def _counts(looks: Sequence[_Look]) -> Counts:

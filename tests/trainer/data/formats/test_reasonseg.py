@@ -146,7 +146,7 @@ def test_summary(tmp_path: Path) -> None:
         "smallest_image": (20, 10),
         "largest_image": (30, 40),
     }
-    assert summary["test"]["empty_masks"] == 1
+    assert summary["test"]["empty_masks"] == summary["test"]["in_train"] == 1, "a is c's picture"
 
 
 # -------------------------------------------------------------------------------- what is broken
