@@ -39,11 +39,12 @@ def _refuse_second_values(command: Any, ctx: Any, args: list[str]) -> None:
 
 
 def hyphenated(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with hyphens for underscores in the names of options."""
+    """The arguments, with hyphens for underscores in the names of options; after -- is none."""
     result = []
     for one in arguments:
         name, equals, value = one.partition("=")
-        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else one)
+        is_option = name.startswith("--") and "--" not in result
+        result.append(name.replace("_", "-") + equals + value if is_option else one)
     return result
 
 

@@ -166,6 +166,7 @@ def test_what_others_call_an_option_is_met_with_ours(name, words, hint):
 def test_underscores_in_options_are_hyphens(name):
     words = ["--lora_r=999", "--data_dir", "x_y"]
     assert hyphenated(["a_b", *words]) == ["a_b", "--lora-r=999", "--data-dir", "x_y"]
+    assert hyphenated(["--", "--a_b.png"]) == ["--", "--a_b.png"], "a file's name"
     result = CliRunner().invoke(APPS[name], words, prog_name=name)
     assert result.exit_code == 2 and result.stderr.startswith("error: --lora-r: got "), name
 
