@@ -73,8 +73,12 @@ def time_text(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     hours = seconds / 3600
-    number = float(f"{hours if hours < 48 else hours / 24:.2g}")  # 160 days, not 1.6e+02
-    return f"{number:g} {'h' if hours < 48 else 'days'}"
+    return f"{two_digits(hours)} h" if hours < 48 else f"{two_digits(hours / 24)} days"
+
+
+def two_digits(number: float) -> str:
+    """A number in two digits, without an exponent: 0.45, 8.7, 130."""
+    return f"{float(f'{number:.2g}'):g}"
 
 
 def is_text(name: str) -> bool:

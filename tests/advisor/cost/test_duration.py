@@ -174,6 +174,11 @@ def test_times_in_words(seconds: float, text: str) -> None:
     assert time_text(seconds) == text
 
 
+def test_fast_cards_have_speeds_without_exponents() -> None:
+    found = run("--gpu", "H200", "--model", "sa2va-qwen3-vl-2b", "--why").stdout
+    assert "0 /s  forecast" in found and "e+" not in found
+
+
 def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments), prog_name="lisa-advise")
 
