@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,17 @@ def test_a_visit_draws_without_repeats_and_every_item_first(linked: Path) -> Non
             assert len(said) == len(set(said)) == min(most, 6)
             paints = Counter(id(one.paint) for (one,) in drawn)
             assert max(paints.values()) - min(paints.values()) <= 1
+
+
+def test_words_that_an_item_has_twice_are_asked_once() -> None:
+    item = next(item for item in read_split(PHOTOS, "train") if item.explanations)
+    again = replace(item, texts=item.texts * 2, explanations=item.explanations * 2)
+    once, twice = ReasoningPicture(item), ReasoningPicture(again)
+    assert twice.questions == once.questions
+    for one, other in zip(
+        *(p.draw(np.random.default_rng(3), 9) for p in (once, twice)), strict=True
+    ):
+        assert one[0].turn == other[0].turn
 
 
 def test_explanations_are_drawn_as_often_as_alone() -> None:

@@ -295,8 +295,8 @@ class ReasoningPicture:
 
     @property
     def questions(self) -> int:
-        """Every text and every explanation."""
-        return sum(len(item.texts) + len(item.explanations) for item in self.items)
+        """Every text and every explanation, each once."""
+        return sum(len({*item.texts}) + len({*item.explanations}) for item in self.items)
 
     def draw(self, rng: np.random.Generator, most: int) -> list[Conversation]:
         """Up to `most` of the questions, without repeats.
@@ -348,9 +348,9 @@ def _shuffled_turns(item: Item, rng: np.random.Generator) -> list[Turn]:
     """Texts and explanations of an item without repeats, first ones as likely as in `draw_one`."""
     choose = random_choice(rng)
     texts = [Turn(question_for(text, item.is_sentence, choose), answer_for(choose))
-             for text in item.texts]  # fmt: skip
+             for text in dict.fromkeys(item.texts)]  # fmt: skip
     texts = [texts[n] for n in rng.permutation(len(texts))]
-    reasons = [_explaining(one, choose) for one in item.explanations]
+    reasons = [_explaining(one, choose) for one in dict.fromkeys(item.explanations)]
     reasons = [reasons[n] for n in rng.permutation(len(reasons))]
     turns = []
     while texts or reasons:
