@@ -246,6 +246,7 @@ def _who(gpu: Gpu) -> str:
 
 
 def _ended(tried: Sequence[Shortage]) -> NothingSmaller:
+    last = tried[-1].plan
     lines = [
         f"{plan_text(s.plan)}: {s.phase} after step {s.step}"
         + (f", {gib(s.limit_bytes)} available" if s.limit_bytes else "")
@@ -254,6 +255,6 @@ def _ended(tried: Sequence[Shortage]) -> NothingSmaller:
     listed = "\n    ".join(lines)
     return NothingSmaller(
         f"out of memory, and no smaller plan is left; tried:\n    {listed}\n"
-        f"    hint: {smallest_cards_text([tried[-1].plan.model])}; with more memory free, "
+        f"    hint: {smallest_cards_text([last.model], nccl_bytes(last))}; with more memory free, "
         "lisa-train --resume tries the last plan again"
     )

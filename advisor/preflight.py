@@ -37,6 +37,7 @@ from advisor.report.findings import (
     card_findings,
     few_pictures,
     larger_batch,
+    larger_batch_note,
     nearest_plan,
 )
 from advisor.report.plan_words import storage_text
@@ -105,10 +106,10 @@ def advise(
         size=size,
     )
     larger = [] if request.wants_packaged else larger_batch(overrides)
-    batch = (f"effective_batch={one.got}" for one in larger)
-    request = replace(request, overrides=(*overrides, *batch))
+    request = replace(request, overrides=(*overrides, *larger))
     found = with_costs(request, _advised(request), counting)
-    return found.model_copy(update={"findings": (*larger, *found.findings)})
+    notes = [larger_batch_note(request)] if larger else []
+    return found.model_copy(update={"findings": (*notes, *found.findings)})
 
 
 def with_costs(request: Request, advice: Advice, counting: CountingLive | None) -> Advice:

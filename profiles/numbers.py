@@ -12,9 +12,13 @@ from profiles.text import brief
 T = TypeVar("T")
 
 _NUMBER = r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:e[+-]?\d+)?"
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+", re.ASCII)  # or a decimal comma: ask
-_COUNT = re.compile(r"(\d+|\d{1,3}(?:[.,_' ]\d{3})+)(k?)", re.ASCII | re.IGNORECASE)
-_SIGN = r"(?:[a-z]{3}|(?:us|ca|au)?[$€£¥₹])?"
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)  # or a decimal comma: ask
+# Without a point: 1.000 would be 1 as a number, and as a plan's setting.
+_COUNT = re.compile(r"(\d+|[1-9]\d{0,2}([,_' ])\d{3}(?:\2\d{3})*)(k?)", re.ASCII | re.IGNORECASE)
+# Codes by name: any three letters would take min, gib and cts for money.
+_CODES = "usd|eur|gbp|chf|cny|rmb|jpy|inr|krw|twd|hkd|sgd|cad|aud|nzd|sek|nok|dkk|pln|czk|brl|zar"
+_SIGN = rf"(?:{_CODES}|(?:us|ca|au|c|a)?[$€£¥₹])?"
+_MOST_HOURS = 1e5
 _PRICE = rf"{_SIGN} *(?P<number>{_NUMBER}) *{_SIGN} *(?:(?:/|per|an) *(?:h|hr|hour))?"
 _UNITS = {
     unit: seconds
@@ -33,9 +37,9 @@ def parse_number(text: str, allowed: str = "a number") -> float:
 
 def parse_hours(text: str) -> float:
     """Hours above 0, from 8, 8h, 90min or 2 days. Raises ValueError."""
-    allowed = "a number above 0 of hours, or a time such as 8h, 90min or 2d"
+    allowed = "hours above 0 and up to 100000, or a time such as 8h, 90min or 2d"
     hours = _seconds(text, "h", allowed) / 3600
-    if hours <= 0:
+    if not 0 < hours <= _MOST_HOURS:
         raise _wrong(text, allowed)
     return hours
 
@@ -78,11 +82,11 @@ def parse_share(text: str) -> float:
 
 def parse_count(text: str, least: int = 0) -> int:
     """A whole number, from 1000, 1,000, 1 000 or 1k. Raises ValueError."""
-    allowed = f"a whole number of {least} or more"
+    allowed = f"a whole number of {least} or more{', without a point' * ('.' in text)}"
     match = _COUNT.fullmatch(_stripped(text))
     if match is None or len(match[1]) > 18:
         raise _wrong(text, allowed)
-    found = int(re.sub(r"\D", "", match[1])) * (1000 if match[2] else 1)
+    found = int(re.sub(r"\D", "", match[1])) * (1000 if match[3] else 1)
     if found < least:
         raise _wrong(text, allowed)
     return found
@@ -114,7 +118,7 @@ def _match(pattern: str, text: str, allowed: str) -> re.Match[str]:
 
 def _number(spelled: str, text: str, allowed: str) -> float:
     if _THOUSANDS.fullmatch(spelled):
-        raise _wrong(text, "thousands without a comma")
+        raise _wrong(text, f"{spelled.replace(',', '')} or {spelled.replace(',', '.')}")
     value = float(spelled.replace(",", "."))
     if not math.isfinite(value):
         raise _wrong(text, allowed)

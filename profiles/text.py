@@ -73,7 +73,12 @@ def time_text(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     hours = seconds / 3600
-    return f"{hours:.2g} h" if hours < 48 else f"{hours / 24:.2g} days"
+    return f"{two_digits(hours)} h" if hours < 48 else f"{two_digits(hours / 24)} days"
+
+
+def two_digits(number: float) -> str:
+    """A number in two digits, without an exponent: 0.45, 8.7, 130."""
+    return f"{float(f'{number:.2g}'):g}"
 
 
 def is_text(name: str) -> bool:

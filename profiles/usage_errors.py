@@ -28,7 +28,8 @@ OTHER_OPTIONS = {
     **dict.fromkeys(("exp_name", "run_name", "output", "save_dir"), "--output-dir RUN"),
     **dict.fromkeys(("images", "num_images"), "--pictures N"),
     **dict.fromkeys(("memory", "mem", "gpu_memory"), "--vram SIZE"),
-    **dict.fromkeys(("list", "list_gpus", "gpu_list", "gpus", "cards"), "--gpu list"),
+    **dict.fromkeys(("list", "list_gpus", "gpu_list", "gpus", "cards"),
+                    "--gpu list names the cards; --gpu '8x NAME' takes several"),
     "windows": "--os windows", "check": "--check-data DIR", "explain": "--explain NAME",
     "checkpoint": "--run RUN", "adapter": "--run RUN", "model": "--run RUN",
 }  # fmt: skip

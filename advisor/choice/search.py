@@ -210,12 +210,12 @@ def smallest_card_gib(needed_bytes: int) -> int | None:
     return None
 
 
-def smallest_cards_text(models: Iterable[str]) -> str:
-    """From which card size on each of `models` trains."""
+def smallest_cards_text(models: Iterable[str], nccl: int = 0) -> str:
+    """From which card size on each of `models` trains; `nccl`: bytes of it for several cards."""
     known = []
     for model in models:
         least = _least_needed(Plan.parse({"model": model, "device": "cuda"}))
-        if least is None or (size := smallest_card_gib(least[0])) is None:
+        if least is None or (size := smallest_card_gib(least[0] + nccl)) is None:
             continue
         needed, plan = least
         how = f", {counted(plan.host_layers, 'layer')} in host memory" if plan.host_layers else ""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from profiles.measurement import DataCounts
 
 VAL_SHARE = 0.1  # of pictures, as lisa-train import has it
-two_or_more = typed(partial(parse_count, least=2))
+one_or_more, two_or_more = (typed(partial(parse_count, least=n)) for n in (1, 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,8 @@ class AskedOptions:
         ),
     ] = None
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Passes over the data.  [10]")
+        int | None,
+        typer.Option(metavar="N", parser=one_or_more, help="Passes over the data.  [10]"),
     ] = None
     hours: Annotated[
         float | None,

@@ -18,7 +18,7 @@ SIZE = r"(\d{1,11}(?:\.\d{1,4})?)(bytes|[KMGT]i?B)"
 
 @dataclass(frozen=True)
 class Wording:
-    """A message: which memory ran out, who writes it, and whether it can have another cause."""
+    """A message: which memory ran out, who writes it, and whether that is its only cause."""
 
     memory: Memory
     name: str

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from advisor.report.fp8_text import fp8_text
 from profiles.grid import caching_bytes
 from profiles.sizes import GIB, MIB, gib
-from profiles.text import counted, time_text
+from profiles.text import counted, time_text, two_digits
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -54,7 +54,7 @@ def speed_text(advice: Advice) -> str:
     speed, plan = advice.speed, advice.plan
     assert speed is not None and plan is not None
     most = plan.questions_per_picture
-    text = f"{speed.samples_per_second:.2g} questions/s"
+    text = f"{two_digits(speed.samples_per_second)} questions/s"
     text += f" with {most} a picture" if most > 1 else ""
     text += f" at {tokens} text tokens a sample" if (tokens := advice.text_tokens) else ""
     text += f" (ranks plans), {speed.source}"
@@ -62,7 +62,8 @@ def speed_text(advice: Advice) -> str:
         times = plan.effective_batch / found.step_seconds
         each = found.questions / max(1, found.pictures)
         whose = "your data" if found.counted else "ReasonSeg"
-        text += f"; {times:.2g} for {whose}: {each:.2g} a picture, usual texts (gives the time)"
+        text += f"; {two_digits(times)} for {whose}: {two_digits(each)} a picture, usual texts "
+        text += "(gives the time)"
     return text
 
 
@@ -103,8 +104,10 @@ def sparing_text(duration: Duration, disk: Disk | None) -> str:
     less = duration.sparing
     if less is None or less.data is None or duration.data is None:
         return ""
-    number = less.data.val_pictures
-    text = f"{time_text(less.seconds)} with max_val_samples={number}, a rougher score"
+    number, took = less.data.val_pictures, time_text(less.seconds)
+    if took == time_text(duration.seconds):
+        return ""
+    text = f"{took} with max_val_samples={number}, a rougher score"
     saved = (duration.data.val_pictures - number) * (disk.picture_bytes if disk else 0)
     return text + (f", {saved / GIB:.1f} GiB less of disk" if saved else "")
 
@@ -112,12 +115,14 @@ def sparing_text(duration: Duration, disk: Disk | None) -> str:
 def _epochs_within(duration: Duration, with_ways: bool) -> str:
     """How many epochs fit into the hours, and what would make more of them fit."""
     found, less = duration.epochs_within or 0, duration.sparing
-    text = f"in {duration.hours:g} h: {counted(found, 'epoch')}"
+    given = duration.hours or 0
+    given_text = f"in {round(given, 2):g} h" if given >= 1 else f"in {two_digits(60 * given)} min"
+    text = f"{given_text}: {counted(found, 'epoch')}"
     if found >= duration.epochs:
         return text
     if not found:
         first = duration.seconds - (duration.epochs - 1) * duration.epoch_seconds
-        text = f"in {duration.hours:g} h: no epoch, as the first takes {time_text(first)}"
+        text = f"{given_text}: no epoch, as the first takes {time_text(first)}"
     if not with_ways:
         return text
     ways = ["--why says what trains faster"]
@@ -157,7 +162,7 @@ def _cards(several: Several, speeds: bool = True) -> str:
     parts = []
     for row in several.rows:
         number = counted(row.cards, "card") + ("" if row.best else " with this plan")
-        speed = f", {row.samples_per_second:.2g} questions/s" if speeds else ""
+        speed = f", {two_digits(row.samples_per_second)} questions/s" if speeds else ""
         speed += f" ({row.efficiency:.0%} each)" if row.cards > 1 else ""
         parts.append(f"{number} {time_text(row.seconds)}{speed}")
     return f"{'; '.join(parts)} ({several.basis}; {several.link})"
@@ -200,9 +205,9 @@ def _without_cache(disk: Disk) -> str:
 def _features(plan: Plan, disk: Disk, duration: Duration | None) -> str:
     """What a picture's features take, and the peak while they are built."""
     names = " and ".join(plan.profile.encoders[name].name for name in plan.cached_encoders)
-    each = f"{disk.picture_bytes / MIB:.2g} MiB a picture"
+    each = f"{two_digits(disk.picture_bytes / MIB)} MiB a picture"
     if duration is not None:
-        each += f" in {duration.picture_seconds:.2g} s"
+        each += f" in {two_digits(duration.picture_seconds)} s"
     peak, pictures = caching_bytes(plan), disk.cache_bytes // disk.picture_bytes
     beside = f", at a peak of {gib(peak)} before the model loads" if peak else ""
     return f"{names}: {each}, built once for {pictures} pictures, validation included{beside}"

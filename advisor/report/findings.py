@@ -17,6 +17,7 @@ from advisor.report.plan_words import plan_text
 from advisor.request import Request, base_plan, whole_segments
 from profiles.batches import shareable
 from profiles.environment import ALLOCATOR_VARIABLES
+from profiles.exchange import nccl_bytes
 from profiles.findings import Finding, PlanError
 from profiles.grid import caching_bytes
 from profiles.host_memory import pinned_bytes
@@ -95,7 +96,7 @@ def _lacking_card(gpu: Gpu, best: Candidate, base: Plan) -> Finding:
     what = "too little usable memory"
     if best.needs.bytes == caching_bytes(best.plan):
         what += f": building the feature cache alone takes {gib(best.needs.bytes)}"
-    return Finding(gpu.name, what, fix=smallest_cards_text([base.model]))
+    return Finding(gpu.name, what, fix=smallest_cards_text([base.model], nccl_bytes(base)))
 
 
 def few_pictures(counts: DataCounts) -> list[Finding]:
@@ -107,8 +108,8 @@ def few_pictures(counts: DataCounts) -> list[Finding]:
     return [Finding(DATA, what, fix="lisa-train evaluate RUN says whether training helped")]
 
 
-def larger_batch(overrides: tuple[str, ...]) -> list[Finding]:
-    """A note, with the batch of a step, where so many cards cannot share the usual one.
+def larger_batch(overrides: tuple[str, ...]) -> list[str]:
+    """The batch of a step as a setting, where so many cards cannot share the usual one.
 
     Only where that is not the user's own, nor follows from other settings of the user's.
     """
@@ -126,8 +127,16 @@ def larger_batch(overrides: tuple[str, ...]) -> list[Finding]:
         return []
     if "questions_per_picture" not in named:
         batch = shareable(cards, 1, max(parts))
-    what = f"{batch} questions a step, as {cards} cards cannot share the usual {EFFECTIVE_BATCH}"
-    return [Finding(BATCH, what, str(batch), "--set effective_batch=N")]
+    return [f"effective_batch={batch}"]
+
+
+def larger_batch_note(request: Request) -> Finding:
+    """That so many cards cannot share the usual batch, and the number that they share instead."""
+    named = assigned(request.overrides)
+    parts = [f"{name}={named[name]}" for name in ("micro_batch", "accumulation") if name in named]
+    cards = " with ".join([f"{named['processes']} cards", *parts])
+    what = f"{named['effective_batch']} questions a step, as {cards} cannot share the usual "
+    return Finding(BATCH, what + str(EFFECTIVE_BATCH), fix="--set effective_batch=N sets another")
 
 
 def open_name(target: Target | None) -> list[Finding]:

@@ -14,8 +14,9 @@ PARTS = {
     "context": "What CUDA, its libraries and loaded kernels take in every process before the first "
     "tensor. It depends on card, driver and versions, not on the plan. On a card in this machine "
     "it is measured once. Of several cards each has NCCL's buffers too, which are counted here.",
-    "margin": "Left free because forecasts can be too low: 95 % of those measured on this GPU "
-    "model needed no more than this. Your own measured rows count; --measure adds one.",
+    "margin": "Left free because forecasts can be too low: by no more than this in 95 % of the "
+    "rows measured on this GPU model; with few rows, of those on all, and at least 3 %. Your own "
+    "rows count; --measure adds one.",
     "usable": "What the pool may grow to: free memory, minus context and margin.",
     "tensors": "What torch counts as allocated at its peak (max_memory_allocated). lisa-advise "
     "forecast lists what is live then.",
@@ -87,9 +88,9 @@ def explain(name: str) -> str:
     lines += [f"{one}: {EXPLANATIONS[one]}" for one in parts]
     if lines:
         return "\n".join(lines)
-    hint = f"; did you mean {spelled[close[0]]!r}?" if close else ""
+    hint = f"; did you mean {spelled[close[0]]!r}?" if close else ";"
     where = "docs/words.md has every word, docs/plan.md every setting"
-    raise ValueError(f"got {name!r}{hint}; {where}")
+    raise ValueError(f"got {name!r}{hint} {where}")
 
 
 def _within(phrase: str, known: Mapping[str, str]) -> list[str]:

@@ -23,7 +23,7 @@ from profiles.plan import Plan
 from profiles.settings import Quantization
 from profiles.sizes import GIB, gib, mib
 from profiles.tested import TestedRow
-from profiles.text import counted
+from profiles.text import counted, two_digits
 
 # The steps up from the published r=8 on q and v, with alpha twice the rank.
 NEXT_ADAPTERS: tuple[dict[str, Any], ...] = (
@@ -283,7 +283,7 @@ def _lever_reason(found: Found, lever: str) -> Reason | None:
     if abs(change) < 0.005:
         because += f", as fast as with {other}"
     else:
-        seconds = f"{abs(here_seconds - there_seconds):.2g} s a step ({abs(change):.0%})"
+        seconds = f"{two_digits(abs(here_seconds - there_seconds))} s a step ({abs(change):.0%})"
         because += f", {'costs' if change > 0 else 'gains'} {seconds} against {other}"
     return Reason(setting=lever, value=value_text(lever, value), because=because, basis="forecast")
 

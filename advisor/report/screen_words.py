@@ -69,8 +69,9 @@ SCORE_WORDS = {
 }
 
 ROWS = {
-    "batch": "The questions of a step (effective_batch), if so many cards cannot share the usual "
-    "20: the next number that they can share. Learning rates stay as they are.",
+    "batch": "The questions of a step (effective_batch). The first screen has this row if so many "
+    "cards cannot share the usual 20, with the next number that they can share. Learning rates "
+    "stay as they are.",
     "card": "If the name fits several cards, or the size may be GB or GiB: which one is assumed, "
     "and what to type for the others.",
     "data": "What to know about your data: for example that there are few pictures, or that "

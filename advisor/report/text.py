@@ -21,7 +21,7 @@ from advisor.report.summary import batch_words, commands, first_screen, needed_t
 from profiles.own_files import MARK
 from profiles.plan import Plan
 from profiles.sizes import gib
-from profiles.text import counted, printable
+from profiles.text import counted, printable, two_digits
 
 if TYPE_CHECKING:
     from advisor.advice import Advice
@@ -262,7 +262,7 @@ def _reason_lines(advice: Advice) -> Iterator[Text]:
 def _ladder(advice: Advice) -> Table:
     table = Table.grid(padding=(0, 2))
     for number, rung in enumerate(advice.ladder, start=1):
-        speed = f"{rung.speed.samples_per_second:.2g} /s"
+        speed = f"{two_digits(rung.speed.samples_per_second)} /s"
         what = changes(rung.plan, advice.plan)
         table.add_row(f"{number}.", gib(rung.needs.bytes), speed, Text(what))
     return table
@@ -286,7 +286,7 @@ def _considered(advice: Advice) -> Table:
         table.add_row(
             Text(candidate.verdict, style=VERDICT_STYLES[candidate.verdict]),
             gib(candidate.needs.bytes),
-            f"{candidate.speed.samples_per_second:.2g} /s",
+            f"{two_digits(candidate.speed.samples_per_second)} /s",
             Text(what),
         )
     hidden = len(others) - CONSIDERED_SHOWN

@@ -96,6 +96,7 @@ def test_a_batch_that_cannot_be_shared_becomes_or_names_the_next_that_can() -> N
     assert usual.verdict == "FITS" and usual.plan is not None and usual.plan.effective_batch == 24
     first = usual.findings[0]
     assert first.where == BATCH and "24" in first.what and "effective_batch=24" in usual.command
+    assert not first.got, "nobody typed 24"
     plan = asked(EQUAL, "processes=16", target=target).plan
     assert plan is not None and plan.effective_batch == 32, "the next, with one question a picture"
     for settings, batch in (((thrice,), 24), (("questions_per_picture=1", "micro_batch=2"), 32)):

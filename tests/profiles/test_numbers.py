@@ -24,7 +24,7 @@ from profiles.numbers import (
         (parse_price, ["0.4", "0,40", "$0.40", "0.40$", "US$0.4", "€ 0,40", "0.4 EUR", "$0.4/h",
                        "0.40 USD per hour"], 0.4),
         (parse_share, ["0.1", "0,1", "10%", "10 %", "10\u00a0%"], 0.1),
-        (parse_count, ["2000", "2,000", "2.000", "2_000", "2 000", "2k"], 2000),
+        (parse_count, ["2000", "2,000", "2_000", "2 000", "2k"], 2000),
     ],
 )  # fmt: skip
 def test_what_people_type(parse, texts, value):
@@ -34,7 +34,7 @@ def test_what_people_type(parse, texts, value):
 @pytest.mark.parametrize(
     ("parse", "text", "words"),
     [
-        (parse_number, "1,000", "thousands without a comma"),
+        (parse_number, "1,000", "give 1000 or 1.000"),
         (parse_number, "1e999", "a number"),
         (parse_number, "nan", "a number"),
         (parse_hours, "8x", "8h, 90min or 2d"),
@@ -44,9 +44,15 @@ def test_what_people_type(parse, texts, value):
         (parse_price, "-1", "above 0"),
         (parse_price, "cheap", "0.4 or $0.40"),
         (parse_price, "40ct", "0.4 or $0.40"),
+        (parse_price, "40 cts", "0.4 or $0.40"),
+        (parse_price, "90 min", "0.4 or $0.40"),
+        (parse_hours, "1e305d", "up to 100000"),
         (parse_share, "ten", "0.1 or 10%"),
         (parse_count, "1,00", "a whole number"),
         (parse_count, "2.5", "a whole number"),
+        (parse_count, "2.000", "without a point"),
+        (parse_count, "0,500", "a whole number"),
+        (parse_count, "1,000 500", "a whole number"),
         (parse_count, "9" * 99, "a whole number"),
         (parse_count, "x" * 999, "a whole number"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -31,6 +32,7 @@ from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
 
 NUMBER: dict[str, Any] = {"metavar": "NUMBER", "parser": typed(parse_number)}
 COUNT: dict[str, Any] = {"metavar": "N", "parser": typed(parse_count)}
+SOME: dict[str, Any] = COUNT | {"parser": typed(partial(parse_count, least=1))}
 TIME: dict[str, Any] = {"metavar": "MINUTES", "parser": typed(parse_minutes)}
 
 
@@ -80,7 +82,7 @@ class TrainOptions:
         float | None,
         typer.Option(metavar="SHARE", parser=typed(parse_share), help="LoRA dropout."),
     ] = None
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", **SOME)] = None
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", **NUMBER)] = None
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
     grad_clip: Annotated[float | None, typer.Option(help="Largest gradient norm.", **NUMBER)] = None
@@ -101,8 +103,7 @@ class TrainOptions:
         float | None, typer.Option(help="Minutes between checkpoints for --resume.  [10]", **TIME)
     ] = None
     save_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Optimizer steps between checkpoints."),
+        int | None, typer.Option(help="Optimizer steps between checkpoints.", **SOME)
     ] = None
     keep: Annotated[int | None, typer.Option(min=1, help="Checkpoints to keep.  [2]")] = None
     tracker: Annotated[

@@ -55,9 +55,9 @@ def test_much_evaluation_is_named_with_the_way_out() -> None:
     timed = advice.model_copy(update={"duration": within(whole, hours, None)})
     text = " ".join(body for _, body in cost_lines(timed))
     assert f"{time_text(less.seconds)} with max_val_samples=50, a rougher score" in text
-    assert "h: 9 epochs (1" in text and "with max_val_samples=50; --why says" in text
+    assert "min: 9 epochs (1" in text and "with max_val_samples=50; --why says" in text
     short = advice.model_copy(update={"duration": within(whole, 0.02, None)})
-    assert "h: no epoch, as the first takes" in " ".join(body for _, body in cost_lines(short))
+    assert "min: no epoch, as the first" in " ".join(body for _, body in cost_lines(short))
     few = advise(Machine(), "7b", ["max_val_samples=50"], Target(card=CARD)).duration
     assert few is not None and few.sparing is None and few.seconds == less.seconds
 
@@ -168,10 +168,15 @@ def test_a_time_and_a_price() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [
     (4.6, "5 s"), (89, "89 s"), (91, "2 min"), (1380, "23 min"), (5500, "1.5 h"), (1.7e5, "47 h"),
-    (3e5, "3.5 days"),
+    (3e5, "3.5 days"), (1.4e7, "160 days"),
 ])  # fmt: skip
 def test_times_in_words(seconds: float, text: str) -> None:
     assert time_text(seconds) == text
+
+
+def test_fast_cards_have_speeds_without_exponents() -> None:
+    found = run("--gpu", "H200", "--model", "sa2va-qwen3-vl-2b", "--why").stdout
+    assert "0 /s  forecast" in found and "e+" not in found
 
 
 def run(*arguments: str) -> Any:

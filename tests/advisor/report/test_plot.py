@@ -185,7 +185,7 @@ def test_text_json_and_picture_have_the_same_figures(
     more = " to build the feature cache, more than a step" if pool < caching else ""
     assert f"{needs.bytes / GIB:.2f}{more}, forecast" in first
     text = " ".join(CliRunner().invoke(app, [*options, "--why"]).stdout.split())
-    assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast a forecast of this very" in text
+    assert f"plan needs {needs.bytes / GIB:.2f} GiB forecast a forecast of this plan" in text
     near = re.search(r"; interpolated it was ([0-9.]+) GiB", text)
     assert near and float(near[1]) == pytest.approx(interpolated / GIB, abs=0.01)
     assert f"at most {needs.bytes / GIB:.2f} GiB of {budget.usable.bytes / GIB:.2f} GiB" in text
