@@ -57,6 +57,15 @@ def copy_run(folder: Path, shared: Path) -> None:
     shutil.copytree(shared / "whole", folder / "run")
 
 
+def write_question(folder: Path, shared: Path) -> None:
+    """A run that has ended, and a question to score it on."""
+    copy_run(folder, shared)
+    split = folder / "in" / "ReasonSeg" / "val"
+    split.mkdir(parents=True)
+    for name in ("cat_nose.jpg", "cat_nose.json"):
+        shutil.copy(PHOTOS / "ReasonSeg" / "val" / name, split)
+
+
 def write_coco(folder: Path, shared: Path) -> None:
     """Annotations for import, with their pictures."""
     (folder / "in").mkdir()
@@ -113,8 +122,8 @@ SCENES = [
           copy_run),
     Scene("convert", lambda f: ["convert", *map(str, sorted((f / "in").iterdir())),
                                 str(f / "out"), "--model", "tiny"], write_upstream),
-    Scene("evaluate", lambda f: ["evaluate", str(f / "run"), "--data-dir", str(PHOTOS), "--out",
-                                 str(f / "out")], copy_run),
+    Scene("evaluate", lambda f: ["evaluate", str(f / "run"), "--data-dir", str(f / "in"), "--out",
+                                 str(f / "out")], write_question),
     Scene("synthesise", lambda f: ["synthesise", str(f / "out"), "--train", "3", "--val", "2",
                                    "--test", "1"], lambda folder, shared: None),
 ]  # fmt: skip

@@ -394,7 +394,7 @@ def test_the_command_line_goes_on_after_a_kill(tmp_path: Path, cache: Path) -> N
     """Two processes; of one, tests/trainer/run/test_crash_points.py. --resume needs no argument."""
     path = tmp_path / "plan.json"
     settings = {"processes": 2, "accumulation": 1, "effective_batch": 2}
-    path.write_text(plan(**settings).to_json())
+    path.write_text(plan(**settings, max_train_samples=6, max_val_samples=1).to_json())
     common = ("--plan", str(path), "--data-dir", str(PHOTOS), "--cache-dir", str(cache))
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     log = tmp_path / "log"
