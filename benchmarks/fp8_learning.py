@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from shared_demo import SCENES, synthesise, trained
+from tables import rows_of
 from torch import nn
 
 from tests.conftest import tiny_plan
@@ -55,14 +56,12 @@ def gradients() -> dict[str, Any]:
 def main() -> None:
     """Each seed; its old rows go."""
     if sys.argv[1:] == ["gradients"]:
-        kept = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-        kept = [row for row in kept if row.get("kind") != "gradients"] + [gradients()]
+        kept = [row for row in rows_of(ROWS) if row.get("kind") != "gradients"] + [gradients()]
         print(json.dumps(kept[-1], indent=1))
         ROWS.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         return
     seeds = [int(text) for text in sys.argv[1:]] or [0, 1, 2]
-    kept = [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()]
-    kept = [row for row in kept if row.get("kind") != "demo" or row["seed"] not in seeds]
+    kept = [row for row in rows_of(ROWS) if row.get("kind") != "demo" or row["seed"] not in seeds]
     for seed in seeds:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)

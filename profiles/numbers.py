@@ -92,7 +92,7 @@ def parse_count(text: str, least: int = 0) -> int:
     return found
 
 
-def typed(parse: Callable[[str], T]) -> Callable[[object], T]:
+def option_parser(parse: Callable[[str], T]) -> Callable[[object], T]:
     """A parser for one of typer's options, which says what `parse` does."""
     import typer
 

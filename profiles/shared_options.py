@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import typer
+
+from profiles.numbers import (
+    option_parser,
+    parse_count,
+    parse_minutes,
+    parse_number,
+    parse_share,
+)
 
 Text = str | None
 NEWEST = "runs/latest means the newest of runs/latest, runs/latest-2 and so on."
 TRAINED_HELP = f"Run folder, checkpoint, export, or converted model folder. {NEWEST}"
+
+# What an option that takes a number passes to typer.
+NUMBER: dict[str, Any] = {"metavar": "NUMBER", "parser": option_parser(parse_number)}
+COUNT: dict[str, Any] = {"metavar": "N", "parser": option_parser(parse_count)}
+SOME: dict[str, Any] = COUNT | {"parser": option_parser(partial(parse_count, least=1))}
+SHARE: dict[str, Any] = {"metavar": "SHARE", "parser": option_parser(parse_share)}
+MINUTES: dict[str, Any] = {"metavar": "MINUTES", "parser": option_parser(parse_minutes)}
 
 Settings = Annotated[
     list[str] | None,

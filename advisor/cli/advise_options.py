@@ -27,10 +27,11 @@ from advisor.cli.options import (
 )
 from profiles.command_line import Recipe, Version
 from profiles.exits import fail
-from profiles.numbers import parse_count, parse_hours, parse_price, typed
+from profiles.numbers import option_parser, parse_count, parse_hours, parse_price
 from profiles.overrides import given_settings
 from profiles.recipe import with_recipe
 from profiles.shared_options import (
+    SOME,
     Gpus,
     LoraRank,
     Nodes,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from profiles.measurement import DataCounts
 
 VAL_SHARE = 0.1  # of pictures, as lisa-train import has it
-one_or_more, two_or_more = (typed(partial(parse_count, least=n)) for n in (1, 2))
+two_or_more = option_parser(partial(parse_count, least=2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +88,21 @@ class AskedOptions:
     ] = None
     epochs: Annotated[
         int | None,
-        typer.Option(metavar="N", parser=one_or_more, help="Passes over the data.  [10]"),
+        typer.Option(help="Passes over the data.  [10]", **SOME),
     ] = None
     hours: Annotated[
         float | None,
         typer.Option(
-            metavar="H", parser=typed(parse_hours), help="Say how many epochs fit into H hours."
+            metavar="H",
+            parser=option_parser(parse_hours),
+            help="Say how many epochs fit into H hours.",
         ),
     ] = None
     price: Annotated[
         float | None,
         typer.Option(
             metavar="P",
-            parser=typed(parse_price),
+            parser=option_parser(parse_price),
             help="Say what the training costs at P an hour for all cards.",
         ),
     ] = None

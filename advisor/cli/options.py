@@ -12,7 +12,7 @@ import typer
 
 from profiles.command_line import MODEL_HELP, gpu_names, model_names
 from profiles.exits import fail
-from profiles.numbers import typed
+from profiles.numbers import option_parser
 from profiles.own_files import is_marked, refuse_others
 from profiles.preferences import Preference
 from profiles.shared_options import Text
@@ -29,7 +29,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 def memory_size(text: str) -> int:
     """Bytes from a size; notes how a plain number was read. Raises typer.BadParameter."""
-    size = typed(parse_size)(text)
+    size = option_parser(parse_size)(text)
     if not text.strip()[-1].isalpha():
         tell(f"note: {text.strip()} is read as {size / GIB:g} GiB")
     return size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,23 +10,17 @@ import typer
 
 from profiles.exits import EXIT_USAGE, fail
 from profiles.files import refused
-from profiles.numbers import parse_count, parse_share, typed
-from profiles.shared_options import SkipBroken, Text
+from profiles.shared_options import COUNT, SHARE, SOME, SkipBroken, Text
 from profiles.streams import say, tell
 from profiles.text import counted
 from trainer.cli.console import LineProgress, sigterm_as_ctrl_c, user_errors
-
-SOME: dict[str, Any] = {"metavar": "N", "parser": typed(partial(parse_count, least=1))}
-SHARE: dict[str, Any] = {"metavar": "SHARE", "parser": typed(parse_share)}
 
 
 def synthesise(
     folder: Annotated[Path, typer.Argument(help="Folder to write ReasonSeg/ into.")],
     train_: Annotated[int, typer.Option("--train", help="Training questions.", **SOME)] = 640,
     val: Annotated[int, typer.Option(help="Validation questions.", **SOME)] = 120,
-    test: Annotated[
-        int, typer.Option(metavar="N", parser=typed(parse_count), help="Test questions.")
-    ] = 120,
+    test: Annotated[int, typer.Option(help="Test questions.", **COUNT)] = 120,
     kind: Annotated[
         list[str] | None, typer.Option(help="Question kind; repeatable. Default: negation.")
     ] = None,

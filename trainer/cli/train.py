@@ -15,7 +15,7 @@ from profiles.command_line import Commands, model_names
 from profiles.command_options import must_be_bare, takes, takes_only
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
 from profiles.models import converted
-from profiles.numbers import typed
+from profiles.numbers import option_parser
 from profiles.overrides import assigned
 from profiles.sizes import GIB, parse_size
 from profiles.streams import say, set_streams, tell
@@ -185,7 +185,8 @@ def convert(
         typer.Option(help=f"Size to make: {', '.join(converted())}.", autocompletion=model_names),
     ],
     shard_gib: Annotated[
-        float, typer.Option(metavar="SIZE", parser=typed(_in_gib), help="Largest file written.")
+        float,
+        typer.Option(metavar="SIZE", parser=option_parser(_in_gib), help="Largest file written."),
     ] = 2.0,
     offline: Annotated[
         bool, typer.Option(help="Use only the hub's cache, as with HF_HUB_OFFLINE=1.")

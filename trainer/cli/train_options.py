@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
 
 from profiles.command_line import MODEL_HELP, Recipe, Version, model_names
-from profiles.numbers import parse_count, parse_minutes, parse_number, parse_share, typed
 from profiles.overrides import given_settings
 from profiles.preferences import Preference
 from profiles.recipe import with_recipe
 from profiles.shared_options import (
+    COUNT,
+    MINUTES,
     NEWEST,
+    NUMBER,
+    SHARE,
+    SOME,
     Gpus,
     LoraRank,
     Nodes,
@@ -29,11 +32,6 @@ from profiles.shared_options import (
 from trainer.parallel.launch import started_here
 from trainer.run.folder import LATEST
 from trainer.run.trackers import TENSORBOARD, TRACKERS, read_trackers
-
-NUMBER: dict[str, Any] = {"metavar": "NUMBER", "parser": typed(parse_number)}
-COUNT: dict[str, Any] = {"metavar": "N", "parser": typed(parse_count)}
-SOME: dict[str, Any] = COUNT | {"parser": typed(partial(parse_count, least=1))}
-TIME: dict[str, Any] = {"metavar": "MINUTES", "parser": typed(parse_minutes)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +76,7 @@ class TrainOptions:
     lora_alpha: Annotated[
         float | None, typer.Option(help="LoRA's alpha, if not twice --lora-r.", **NUMBER)
     ] = None
-    lora_dropout: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", parser=typed(parse_share), help="LoRA dropout."),
-    ] = None
+    lora_dropout: Annotated[float | None, typer.Option(help="LoRA dropout.", **SHARE)] = None
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", **SOME)] = None
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.", **NUMBER)] = None
     batch_size: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None
@@ -100,7 +95,8 @@ class TrainOptions:
     num_workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None
     cache_dir: Annotated[Path | None, typer.Option(help="Feature cache folder.")] = None
     save_minutes: Annotated[
-        float | None, typer.Option(help="Minutes between checkpoints for --resume.  [10]", **TIME)
+        float | None,
+        typer.Option(help="Minutes between checkpoints for --resume.  [10]", **MINUTES),
     ] = None
     save_steps: Annotated[
         int | None, typer.Option(help="Optimizer steps between checkpoints.", **SOME)
@@ -112,7 +108,7 @@ class TrainOptions:
     ] = None
     wait_minutes: Annotated[
         float | None,
-        typer.Option(help="Minutes to wait for memory that other processes took.", **TIME),
+        typer.Option(help="Minutes to wait for memory that other processes took.", **MINUTES),
     ] = None
     version: Version = False
 
