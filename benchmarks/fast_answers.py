@@ -173,14 +173,15 @@ def measured(model: str, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def table() -> list[str]:
-    """The medians of benchmarks/fast_answers.jsonl, before answers were recorded and now."""
-    rows = rows_of(ROWS_FILE)
-    taken = {(row["what"], row["code"]): statistics.median(row["seconds"])
-             for row in rows if "seconds" in row}  # fmt: skip
-    lines = ["| answer | before | now |", "|---|---|---|"]
-    for what in dict.fromkeys(row["what"] for row in rows if "seconds" in row):
-        times = (f"{taken[what, code]:.2f} s" if (what, code) in taken else "not measured"
-                 for code in ("before", "now"))  # fmt: skip
+    """The medians of benchmarks/fast_answers.jsonl; 7B's also before answers were recorded."""
+    rows = [row for row in rows_of(ROWS_FILE) if "seconds" in row]
+    taken = {(row["what"], row["model"], row["code"]): statistics.median(row["seconds"])
+             for row in rows}  # fmt: skip
+    columns = [("7b", "before"), ("7b", "now"), ("qwen3-vl-4b", "now")]
+    lines = ["| answer | 7b, before | 7b | qwen3-vl-4b |", "|---|---|---|---|"]
+    for what in dict.fromkeys(row["what"] for row in rows):
+        times = (f"{taken[what, *column]:.2f} s" if (what, *column) in taken else "not measured"
+                 for column in columns)  # fmt: skip
         lines.append(f"| {what} | {' | '.join(times)} |")
     return lines
 
