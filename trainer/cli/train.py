@@ -14,12 +14,13 @@ import typer
 from profiles.command_line import Commands, model_names
 from profiles.command_options import must_be_bare, takes, takes_only
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, fail
-from profiles.models import converted
+from profiles.models import converted, model_profile
 from profiles.numbers import option_parser
 from profiles.overrides import assigned
 from profiles.sizes import GIB, parse_size
 from profiles.streams import say, set_streams, tell
 from profiles.text import argument, is_text, some
+from trainer.atomic_folder import refuse_taken
 from trainer.cli.chosen_plan import chosen_plan, refuse_gpus_on_cpu
 from trainer.cli.compare import compare
 from trainer.cli.console import RESUME, sigterm_as_ctrl_c, user_errors
@@ -193,11 +194,13 @@ def convert(
     ] = False,
 ) -> None:
     """Turn a model's published checkpoints into a folder for --weights DST."""
-    import_libraries()
-    from trainer.convert.convert import convert as run
-    from trainer.convert.hub import checkpoint_folder
-
     with user_errors(), sigterm_as_ctrl_c():
+        model_profile(model)  # as the target, known before gigabytes are downloaded
+        refuse_taken(target)
+        import_libraries()
+        from trainer.convert.convert import convert as run
+        from trainer.convert.hub import checkpoint_folder
+
         folders = [checkpoint_folder(source, tell, offline) for source in sources]
         report = run(folders, target, model, tell, int(shard_gib * GIB))
     say("\n".join([*report.lines(), f"{model} in {target}; its conversion.json lists all"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,6 @@ from trainer.run.validation import outcome
 QUIET = Reporter(lambda text: None, lambda what, done, total: None)
 SHIPPED = "LLaMA's vocabulary, shipped"
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="what a CPU alone does")
-
-
-def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    path = Path(sys.executable).with_name("lisa-train")
-    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 def quick(tmp_path: Path) -> list[str | Path]:
@@ -259,8 +253,7 @@ def test_runs_are_not_mixed(
     latest.mkdir(parents=True)
     (latest / held).write_text("{}")
     monkeypatch.chdir(tmp_path)
-    # One in a process of its own, whose libraries must not speak earlier.
-    done = train(*options) if held == "run.json" else here(*options)
+    done = here(*options)  # that libraries say nothing earlier, test_borrowed_surroundings shows
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(f"{Path('runs/latest')} holds an earlier run")
     assert (tmp_path / "runs" / "latest-2" / "summary.json").is_file()

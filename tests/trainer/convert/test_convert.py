@@ -668,6 +668,23 @@ def test_the_command(tmp_path: Path, truth: Tensors) -> None:
     assert absent.exit_code == 2 and "no-such: no such folder" in absent.stderr
 
 
+@pytest.mark.parametrize(
+    ("target", "model", "why"),
+    [("taken", "7b", "not an empty folder"), ("out", "9b", "unknown model '9b'")],
+)
+def test_what_is_wrong_is_said_before_anything_is_downloaded(
+    target: str, model: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "kept").touch()
+    asked = list[str]()
+    hub = "trainer.convert.hub.checkpoint_folder"
+    monkeypatch.setattr(hub, lambda source, *_: asked.append(source))
+    given = ["convert", "owner/name", str(tmp_path / target), "--model", model]
+    done = CliRunner().invoke(app, given)
+    assert done.exit_code == 2 and why in done.stderr and not asked
+
+
 def test_a_terminated_command_leaves_nothing(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, truth: Tensors
 ) -> None:
