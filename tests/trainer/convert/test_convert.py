@@ -219,6 +219,11 @@ def masks(model: Lisa, plan: Plan) -> Tensor:
     return model.eval().predict(collate([samples[n] for n in (0, 3)], tokenizer))
 
 
+@cache
+def reference_masks() -> Tensor:
+    return masks(reference(), tiny_plan())
+
+
 @pytest.mark.parametrize(
     "layout",
     [
@@ -248,7 +253,7 @@ def test_every_naming_gives_the_same_tensors_and_masks(
     assert_same(read_back(tmp_path / "out"), truth)
     plan = tiny_plan(lora=None, train=["mask_decoder"], weights=str(tmp_path / "out"))
     converted = masks(build(plan, read_tokenizer(plan), CPU), plan)
-    assert torch.equal(converted, masks(reference(), tiny_plan()))
+    assert torch.equal(converted, reference_masks())
 
 
 def test_transformers_own_files(tmp_path: Path) -> None:
