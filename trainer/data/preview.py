@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from profiles.files import reason
 from profiles.own_files import refuse_others
 from profiles.text import one_line
 from trainer.data.formats.reasonseg import Item, read_split
@@ -24,23 +23,22 @@ def write_preview(
 ) -> list[str]:
     """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
 
-    `leave` accepts broken items. Raises DataError for broken data, ValueError if the file cannot
-    be written or lies in the data folder, where it would become a picture to train on, and
-    FileExistsError if it is another's.
+    `leave` accepts broken items. Raises DataError for broken data, ValueError if the file lies in
+    the data folder, where it would become a picture to train on, FileExistsError if it is
+    another's, and OSError if it cannot be written.
     """
     if path.resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{path}: is in the data folder; name another place with --out")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; name a .png in it with --out")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: no folder {path.parent}; make it, or name another with --out")
     refuse_others(path, "a picture")
     items = read_split(data, split, None, leave)
     drawn = np.random.default_rng(seed).permutation(len(items))[:count]
     chosen = [items[place] for place in sorted(drawn)]
     rows = [_row(item) for item in chosen]
-    try:
-        write_sheet(rows, path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {reason(error)}; name a .png elsewhere with --out") from error
+    write_sheet(rows, path)
     return [one_line(f"{item.name} ({_kind(item)}): {item.texts[0]}") for item in chosen]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import re
@@ -618,6 +619,17 @@ def test_a_preview_shows_target_and_ignored(tmp_path: Path) -> None:
     tile = sheet[20:, 256 : 256 + WIDTH]
     assert np.abs(tile[17, 20] - [0, 128, 219]).max() < 6  # two thirds picture, a third TRUE
     assert np.abs(tile[1, 1] - [56, 79, 219]).max() < 6  # two thirds picture, a third IGNORED
+
+
+def test_a_preview_on_a_full_disk_is_no_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trainer.data.overlays.write_whole", full)
+    code, told = call("preview", PHOTOS, "--out", tmp_path / "p.png")
+    assert code == 1 and "make room" in told and "the same command again" in told
 
 
 # ----------------------------------------------------------------------------------- the page
