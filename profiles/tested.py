@@ -14,7 +14,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -165,8 +165,9 @@ def user_table_path() -> Path:
     return data_folder() / TABLE_NAME
 
 
+@cache
 def shipped_table() -> Table:
-    """The shipped rows alone: what the docs say must not depend on the writer's own."""
+    """The shipped rows alone, read once: what the docs say must not depend on the writer's own."""
     return Table(*parse_table((files("profiles") / TABLE_NAME).read_bytes(), TABLE_NAME))
 
 

@@ -10,11 +10,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import typer.main
+import typer.testing
 
 from advisor import rehearsal
 from profiles.plan import Plan
@@ -34,6 +37,9 @@ IN_MEMORY = Path("/dev/shm")
 ROOM = 4 * 2**30  # bytes; the tests need a quarter of it
 if IN_MEMORY.is_dir() and shutil.disk_usage(IN_MEMORY).free > ROOM:
     tempfile.tempdir = os.environ.setdefault("TMPDIR", str(IN_MEMORY))
+
+# A process runs one command; here hundreds do, and making its options takes 16 ms each time.
+typer.main.get_command = typer.testing._get_command = cache(typer.main.get_command)
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "tests" / "photos"
