@@ -148,6 +148,7 @@ def fresh_accelerator() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.filterwarnings("error:Seems like `optimizer.step")
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_photographs_train_on_the_gpu(tmp_path: Path, dtype: str) -> None:
     items = read_split(PHOTOS, "train", 2)

@@ -130,8 +130,10 @@ class Run:
         sampler = MicroBatches(self.train_set, plan, self.accelerator.process_index)
         self.epoch_steps = sampler.steps
         self.batches = StepBatches(self.train_set, sampler, plan, folder, reporter.line)
-        self.wrapped, self.optimizer = between_processes(self.accelerator, self.model, optimizer)
+        # First the schedule, which marks the optimizer's step: for fp16 accelerate keeps the step
+        # that it is given, and without the mark torch warns of a wrong order.
         self.scheduler = make_scheduler(optimizer, plan, self.epoch_steps)
+        self.wrapped, self.optimizer = between_processes(self.accelerator, self.model, optimizer)
         self.records = Records(folder, plan, self.accelerator, reporter.line)
         self.state = State(
             folder, plan, keeping, self.accelerator, self.records, self.model, self.optimizer,

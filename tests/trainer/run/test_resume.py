@@ -42,6 +42,7 @@ from trainer.data.feature_cache import BadEntry
 from trainer.data.formats.reasonseg import read_split
 from trainer.model.build import check_compiler
 from trainer.model.footprint import DoesNotFit
+from trainer.parallel.accelerator import between_processes
 from trainer.reporter import Reporter
 from trainer.run import checkpoint
 from trainer.run import run as loop
@@ -387,6 +388,21 @@ def command(*arguments: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "trainer.cli", *arguments], text=True, cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def test_accelerate_gets_the_step_that_the_schedule_has_marked(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else torch warns each fp16 run, on cards without bf16, of an order that is right."""
+    marked = list[bool]()
+
+    def prepared(accelerator: Any, model: Any, optimizer: Any) -> tuple[Any, Any]:
+        marked.append(hasattr(optimizer.step, "_wrapped_by_lr_sched"))
+        return between_processes(accelerator, model, optimizer)
+
+    monkeypatch.setattr("trainer.run.run.between_processes", prepared)
+    started(tmp_path, cache)
+    assert marked == [True]
 
 
 @pytest.mark.slow
