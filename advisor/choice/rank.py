@@ -142,7 +142,7 @@ def _weighed(plan: Plan, needs: Bytes, host: int, scales: Scales, limits: Limits
         verdict = "SPILLS" if limits.spills else "OOM"
         why = f"row {refuting.id} ran out of memory, and it needed no more"
     speed = scales.speed(plan)
-    return Candidate.model_construct(  # unchecked: pydantic would check the plan again, too
+    return Candidate(  # which checks that the plan can run: a family copies it unchecked
         plan=plan, needs=needs, host_bytes=host, speed=speed, verdict=verdict, why_not=why
     )
 

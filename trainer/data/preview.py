@@ -23,9 +23,9 @@ def write_preview(
 ) -> list[str]:
     """Write `count` items of a split, drawn with `seed`, as one PNG; a line of text about each.
 
-    `leave` accepts broken items. Raises DataError for broken data, ValueError if the file lies in
-    the data folder, where it would become a picture to train on, FileExistsError if it is
-    another's, and OSError if it cannot be written.
+    `leave` accepts broken items. Raises DataError for broken data, ValueError if the file is a
+    folder or lies in none, or in the data folder, where it would become a picture to train on,
+    FileExistsError if it is another's, and OSError if it cannot be written.
     """
     if path.resolve().is_relative_to(data.resolve()):
         raise ValueError(f"{path}: is in the data folder; name another place with --out")
