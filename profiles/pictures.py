@@ -32,15 +32,14 @@ class Pictures(Protocol):
 
 def profile_of(plan: Pictures) -> ModelProfile:
     """The plan's model, looking at pictures as the plan says. Raises ValueError."""
-    profile = model_profile(plan.model)
     if plan.min_pixels is None or plan.max_pixels is None:
-        return profile
-    return _limited(profile, plan.min_pixels, plan.max_pixels)
+        return model_profile(plan.model)
+    return _limited(plan.model, plan.min_pixels, plan.max_pixels)
 
 
 @cache
-def _limited(profile: ModelProfile, least: int, most: int) -> ModelProfile:
-    limits = {"min_pixels": least, "max_pixels": most}
+def _limited(model: str, least: int, most: int) -> ModelProfile:
+    profile, limits = model_profile(model), {"min_pixels": least, "max_pixels": most}
     given = {name: getattr(profile, name) for name in type(profile).model_fields}
     return type(profile).model_validate(given | limits)  # what follows from them is not kept
 
@@ -50,9 +49,10 @@ def limits_for(plan: Pictures, image_tokens: int | None) -> dict[str, int]:
 
     Empty where the plan's own limit is no higher, or the model sees all pictures at one size.
     """
-    profile = profile_of(plan)
-    most = profile.most_image_tokens
-    if image_tokens is None or plan.max_pixels is None or image_tokens >= most:
+    if image_tokens is None or plan.max_pixels is None:
+        return {}
+    most = profile_of(plan).most_image_tokens
+    if image_tokens >= most:
         return {}
     limit = image_tokens * (plan.max_pixels // most)
     return {"min_pixels": min(plan.min_pixels or limit, limit), "max_pixels": limit}
