@@ -116,7 +116,10 @@ def _largest(family: Family, scales: Scales, limits: Limits) -> Iterator[Candida
 
     last = len(family.path) - 1
     # The card needs less with every step along the path, the host more.
-    low = bisect_left(range(last), True, key=fits)
+    low = last
+    if fits(last):  # two plans that are judged anyway are asked first
+        part = (0, family.on_card) if fits(family.on_card) else (family.on_card + 1, last)
+        low = bisect_left(range(last), True, *part, key=fits)
     while low < last and _refuting(family.at(low), limits.refuting) is not None:
         low += 1
     smallest = last  # which most hosts hold
