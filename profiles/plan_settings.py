@@ -147,6 +147,13 @@ class PlanSettings(Settings):
         None, ge=1, le=MOST, description="first n validation samples"
     )
 
+    def __hash__(self) -> int:
+        # What the plans of a choice differ in: all fields would be a twentieth of its time.
+        layers = self.checkpointed_layers, self.host_layers
+        batch = self.micro_batch, self.questions_per_picture, self.processes
+        moved = self.quantization, self.host_embeddings, self.compile
+        return hash((self.model, self.max_pixels, *layers, *batch, *moved))
+
     @property
     def most_masks(self) -> int:
         """[SEG] tokens that a training sample holds at most."""
