@@ -286,8 +286,11 @@ def needs_no_more(plan: Plan, other: Plan, apart: frozenset[str] = frozenset()) 
 
 def no_more_by(names: Sequence[str], plan: Plan, other: Plan) -> bool:
     """What `needs_no_more` says of these settings alone."""
-    pairs = ((SETTINGS[n].counts, getattr(plan, n), getattr(other, n)) for n in names)
-    return all(no_more is None or no_more(value, bound) for no_more, value, bound in pairs)
+    for name in names:  # a loop, as below: a search asks for each row and kind of plan
+        no_more = SETTINGS[name].counts
+        if no_more is not None and not no_more(getattr(plan, name), getattr(other, name)):
+            return False
+    return True
 
 
 def _no_more(settings: Any, other: Any, table: str, apart: frozenset[str] = frozenset()) -> bool:

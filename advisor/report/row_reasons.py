@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from advisor.choice.candidate import Reason
@@ -41,19 +43,24 @@ def _pairs(
 ) -> Iterator[tuple[TestedRow, TestedRow]]:
     """Pairs of rows that differ in `lever` alone; the first one has it as `plan` does."""
     alike: dict[object, list[TestedRow]] = {}  # but for the lever
-    for row in rows:
-        alike.setdefault(_but_for(lever, row), []).append(row)
-    for with_it in rows:
+    groups = [alike.setdefault(_but_for(lever, row), []) for row in rows]
+    for row, group in zip(rows, groups, strict=True):
+        group.append(row)
+    for with_it, group in zip(rows, groups, strict=True):
         pulled = getattr(with_it.plan, lever)
-        for without in alike[_but_for(lever, with_it)]:
+        for without in group:
             if _pulled(lever, pulled, getattr(without.plan, lever), getattr(plan, lever)):
                 yield with_it, without
 
 
 def _but_for(lever: str, row: TestedRow) -> tuple[object, ...]:
     """The card and all settings of a row except one."""
-    names = (name for name in Plan.model_fields if name != lever)
-    return row.gpu, *(getattr(row.plan, name) for name in names)
+    return row.gpu, _others(lever)(row.plan)
+
+
+@cache
+def _others(lever: str) -> Callable[[Plan], object]:
+    return attrgetter(*(name for name in Plan.model_fields if name != lever))
 
 
 def _pulled(lever: str, with_it: Any, without: Any, value: Any) -> bool:
