@@ -290,7 +290,8 @@ def _on_gpu(request: Request, gpu: Gpu, model: str) -> Advice:
     best = choice.best
     reasons = [*card_reasons(request, gpu, model)]
     whole = whole_segments(request, gpu)
-    reasons += plan_reasons(found, gpu, budget, request.table.rows, request.overrides, whole)
+    if not request.best_alone:
+        reasons += plan_reasons(found, gpu, budget, request.table.rows, request.overrides, whole)
     runs = best.verdict in ("FITS", "TIGHT")
     return Advice(
         verdict=best.verdict,

@@ -7,6 +7,7 @@ repeated until it stays the same.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -192,13 +193,12 @@ def basis_text(needs: Bytes) -> str:
 
 def largest_micro_batch(plan: Plan, scales: Scales, budget: Budget) -> int | None:
     """The most samples at once that fit with everything else as in `plan`."""
-    fits = [
-        n
-        for n in range(1, MICRO_BATCHES[-1] + 1)
-        if (found := scales.needs(plan.model_copy(update={"micro_batch": n}))) is not None
-        and found[0].bytes <= budget.usable.bytes
-    ]
-    return max(fits, default=None)
+
+    def is_too_much(number: int) -> bool:
+        found = scales.needs(plan.model_copy(update={"micro_batch": number}))
+        return found is None or found[0].bytes > budget.usable.bytes
+
+    return bisect_left(range(1, MICRO_BATCHES[-1] + 1), True, key=is_too_much) or None
 
 
 def smallest_card_gib(needed_bytes: int) -> int | None:
