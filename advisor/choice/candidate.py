@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -39,6 +40,21 @@ class Candidate(Frozen):
     speed: Speed
     verdict: Verdict
     why_not: str = Field("", description="why it was not chosen; empty for the chosen one")
+
+
+class Weighed(NamedTuple):
+    """What a Candidate says, of one of the hundreds of plans that a choice is made among."""
+
+    plan: Plan
+    needs: Bytes
+    host_bytes: int
+    speed: Speed
+    verdict: Verdict
+    why_not: str
+
+    def checked(self) -> Candidate:
+        """The record, which checks that the plan can run: a family copies it unchecked."""
+        return Candidate(**self._asdict())
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import floor, log
+from typing import TypeAlias
 
-from advisor.choice.candidate import Candidate
+from advisor.choice.candidate import Candidate, Weighed
 from profiles.levers import from_most_to_least
 from profiles.preferences import Preference
 from profiles.settings import Quantization
 from profiles.text import counted
+
+Judged: TypeAlias = Candidate | Weighed
 
 # Best arithmetic first: as published, a scale a row, four bits.
 STORAGES: tuple[Quantization, ...] = from_most_to_least("quantization")
@@ -20,7 +23,7 @@ AFFORDABLE = 0.9  # of the speed of the fastest plan: more precise weights may c
 SAME_PACE = 1.02  # speeds that differ by less are equal: forecasts are no better
 
 
-def preferred(prefer: Preference, candidate: Candidate, fastest: float) -> tuple[float, ...]:
+def preferred(prefer: Preference, candidate: Judged, fastest: float) -> tuple[float, ...]:
     """The candidate's place in an order: larger is better, compared from left to right.
 
     `fastest` is the speed of the fastest plan that it competes with, in samples a second.
@@ -51,14 +54,14 @@ def behind(speed: float, fastest: float) -> str:
     )
 
 
-def fastest_of(candidates: Iterable[Candidate]) -> float:
+def fastest_of(candidates: Iterable[Judged]) -> float:
     """The speed that precision is weighed against: the fastest, without host layers if possible."""
     everyone = list(candidates)
     on_card = [one for one in everyone if not one.plan.host_layers]
     return max((one.speed.samples_per_second for one in on_card or everyone), default=0.0)
 
 
-def why_not(candidate: Candidate, best: Candidate) -> str:
+def why_not(candidate: Judged, best: Judged) -> str:
     """What speaks against a plan that fits, beside the chosen one."""
     plan, chosen = candidate.plan, best.plan
     change = candidate.speed.samples_per_second / best.speed.samples_per_second - 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from advisor.choice.candidate import Candidate, Choice, Scales
+from advisor.choice.candidate import Candidate, Choice, Scales, Weighed
 from advisor.choice.candidates import Family
 from advisor.choice.preference import (
     STORAGES,
@@ -32,7 +32,7 @@ RUNGS = 4  # fall-back plans that go with a plan
 RUNG_LAYERS = 4  # decoder layers between two plans that are looked at
 RUNG_SHARE = 0.93  # each takes at most this share of the one before
 
-Rank = Callable[[Candidate], tuple[float, ...]]
+Rank = Callable[[Weighed], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,20 @@ def choose(
     closest = min(tight or judged, key=lambda c: _lacking(c, limits.budget))
     fastest = fastest_of(fitting)
 
-    def best_by(order: Preference) -> Candidate:
+    def best_by(order: Preference) -> Weighed:
         return max(fitting, key=lambda c: preferred(order, c, fastest), default=closest)
 
     best = best_by(prefer)
     considered = _considered(judged, best, lambda c: preferred(prefer, c, fastest))
     if best_alone:
-        return Choice(best, considered)
+        return Choice(considered[0], considered)
     others = {order: best_by(order) for order in PREFERENCES if order != prefer}
     return Choice(
-        best=best,
+        best=considered[0],
         considered=considered,
         ladder=_ladder(families, best, prefer, scales, limits),
         better=_better(families, best, prefer, scales, limits),
-        alternatives={order: one for order, one in others.items() if one.plan != best.plan},
+        alternatives={o: one.checked() for o, one in others.items() if one.plan != best.plan},
     )
 
 
@@ -92,7 +92,7 @@ def verdict_of(
     return verdict, why
 
 
-def _lacking(candidate: Candidate, budget: Budget) -> tuple[int, int]:
+def _lacking(candidate: Weighed, budget: Budget) -> tuple[int, int]:
     """Bytes that card and host lack for the candidate, then the bytes that it takes of the card."""
     needs = candidate.needs.bytes
     lacking = max(0, needs - budget.usable.bytes)
@@ -101,7 +101,7 @@ def _lacking(candidate: Candidate, budget: Budget) -> tuple[int, int]:
     return lacking, needs
 
 
-def _largest(family: Family, scales: Scales, limits: Limits) -> Iterator[Candidate]:
+def _largest(family: Family, scales: Scales, limits: Limits) -> Iterator[Weighed]:
     """The family's largest plan that fits, its smallest, and its smallest wholly on the card."""
     budget = limits.budget
 
@@ -131,32 +131,29 @@ def _largest(family: Family, scales: Scales, limits: Limits) -> Iterator[Candida
             yield candidate
 
 
-def _judged(plan: Plan, scales: Scales, limits: Limits) -> Candidate | None:
+def _judged(plan: Plan, scales: Scales, limits: Limits) -> Weighed | None:
     found = scales.needs(plan)
     if found is None:
         return None
     return _weighed(plan, *found, scales, limits)
 
 
-def _weighed(plan: Plan, needs: Bytes, host: int, scales: Scales, limits: Limits) -> Candidate:
+def _weighed(plan: Plan, needs: Bytes, host: int, scales: Scales, limits: Limits) -> Weighed:
     verdict, why = verdict_of(plan, needs.bytes, host, limits.budget, limits.spills)
     fits = verdict in ("FITS", "TIGHT")
     if fits and (refuting := _refuting(plan, limits.refuting)) is not None:
         verdict = "SPILLS" if limits.spills else "OOM"
         why = f"row {refuting.id} ran out of memory, and it needed no more"
-    speed = scales.speed(plan)
-    return Candidate(  # which checks that the plan can run: a family copies it unchecked
-        plan=plan, needs=needs, host_bytes=host, speed=speed, verdict=verdict, why_not=why
-    )
+    return Weighed(plan, needs, host, scales.speed(plan), verdict, why)
 
 
-def _considered(judged: Iterable[Candidate], best: Candidate, rank: Rank) -> tuple[Candidate, ...]:
+def _considered(judged: Iterable[Weighed], best: Weighed, rank: Rank) -> tuple[Candidate, ...]:
     """The chosen plan, then the best few of every storage, each with why it was not chosen."""
 
-    def standing(candidate: Candidate) -> tuple[bool, tuple[float, ...]]:
+    def standing(candidate: Weighed) -> tuple[bool, tuple[float, ...]]:
         return candidate.verdict == "FITS", rank(candidate)
 
-    groups: dict[tuple[str, int], Candidate] = {}
+    groups: dict[tuple[str, int], Weighed] = {}
     for candidate in sorted(judged, key=standing):
         groups[candidate.plan.quantization, candidate.plan.micro_batch] = candidate
     others: list[Candidate] = []
@@ -167,13 +164,13 @@ def _considered(judged: Iterable[Candidate], best: Candidate, rank: Rank) -> tup
             continue
         shown[storage] = shown.get(storage, 0) + 1
         why = candidate.why_not or why_not(candidate, best)
-        others.append(candidate.model_copy(update={"why_not": why}))
-    return (best, *others)
+        others.append(candidate._replace(why_not=why).checked())
+    return (best.checked(), *others)
 
 
 def _ladder(
     families: Iterable[Family],
-    best: Candidate,
+    best: Weighed,
     prefer: Preference,
     scales: Scales,
     limits: Limits,
@@ -193,7 +190,7 @@ def _ladder(
         and found[0].bytes <= most
         and not limits.budget.host_shortage(plan, found[1])
     ]
-    rungs: list[Candidate] = []
+    rungs: list[Weighed] = []
     last = best
     while len(rungs) < RUNGS:
         smaller = [c for c in steps if c.needs.bytes <= RUNG_SHARE * last.needs.bytes]
@@ -202,19 +199,19 @@ def _ladder(
         fastest = fastest_of(smaller)
         last = max(smaller, key=lambda c: preferred(prefer, c, fastest))
         rungs.append(last)
-    return tuple(rungs)
+    return tuple(rung.checked() for rung in rungs)
 
 
 def _better(
     families: Iterable[Family],
-    best: Candidate,
+    best: Weighed,
     prefer: Preference,
     scales: Scales,
     limits: Limits,
 ) -> Candidate | None:
     """The smallest plan that is worth a larger card, where only the card is too small for it."""
 
-    def is_worth(candidate: Candidate) -> bool:
+    def is_worth(candidate: Weighed) -> bool:
         fastest = fastest_of([candidate, best])
         there, here = (preferred(prefer, one, fastest) for one in (candidate, best))
         gain = candidate.speed.samples_per_second / best.speed.samples_per_second
@@ -231,7 +228,8 @@ def _better(
         and not limits.budget.host_shortage(plan, needs[1])
         and is_worth(candidate := _weighed(plan, *needs, scales, limits))
     )
-    return min(found, key=lambda c: c.needs.bytes, default=None)
+    least = min(found, key=lambda c: c.needs.bytes, default=None)
+    return least and least.checked()
 
 
 def _refuting(plan: Plan, rows: Iterable[TestedRow]) -> TestedRow | None:
