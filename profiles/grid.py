@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -48,8 +47,7 @@ def reliefs(model: str, host_embeddings: bool) -> list[tuple[int, int]]:
     return [*path, (layers, layers)] if host_embeddings else path
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Bytes that a step takes at most: tensors, the allocator's pool, host memory."""
 
     tensors_bytes: int
@@ -117,8 +115,7 @@ def _with_adapters(found: Estimate, plan: Plan, usual: Lora, text_tokens: int) -
 
 def _larger(found: Estimate, extra: int, trained: int) -> Estimate:
     """The estimate with `extra` bytes of tensors, `trained` of them for what is trained."""
-    return replace(
-        found,
+    return found._replace(
         tensors_bytes=found.tensors_bytes + extra,
         step_bytes=found.step_bytes + round(extra * found.step_bytes / found.tensors_bytes),
         trained_bytes=found.trained_bytes + trained,
@@ -130,7 +127,7 @@ def _of_a_group(found: Estimate | None, plan: Plan) -> Estimate | None:
     if found is None or plan.processes == 1:
         return found
     found = _larger(found, bucket_bytes(plan), bucket_bytes(plan))
-    return replace(found, step_bytes=found.step_bytes + rebuilt_bytes(plan))
+    return found._replace(step_bytes=found.step_bytes + rebuilt_bytes(plan))
 
 
 def has_corners(plan: Plan) -> bool:
@@ -164,8 +161,8 @@ def _by_stand_in(plan: Plan, text_tokens: int) -> Estimate | None:
     if found is None:
         return None
     share = own.layers * own.layer_weights / (there.layers * there.layer_weights)
-    scaled = Estimate(*(round(share * size) for size in astuple(found)))
-    return replace(scaled, caching_bytes=caching_bytes(plan))
+    scaled = Estimate(*(round(share * size) for size in found))
+    return scaled._replace(caching_bytes=caching_bytes(plan))
 
 
 def _between(plan: Plan, model: str, text_tokens: int) -> Estimate | None:

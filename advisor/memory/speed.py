@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from profiles.batches import full_rows, passes
 from profiles.exchange import step_exchange_seconds
@@ -95,8 +96,7 @@ def paces(gpu: GpuProfile) -> tuple[Pace, Pace]:
     return Pace(fast, known.launches_least), Pace(slow, known.launches_most)
 
 
-@dataclass(frozen=True)
-class SheetTime:
+class SheetTime(NamedTuple):
     """Data-sheet seconds of one micro-batch, and passes through a decoder layer."""
 
     matmul: float
@@ -117,8 +117,8 @@ def sheet_time(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = Fa
     A frozen linear is multiplied forward, backward for its input, and once more where the layer is
     recomputed.
     """
-    decoder = plan.profile.decoder
-    sample = plan.profile.most_image_tokens + text_tokens
+    profile = plan.profile
+    decoder, sample = profile.decoder, profile.most_image_tokens + text_tokens
     tokens, weights = plan.micro_batch * sample, decoder.layer_weights
     backward = 0 if forward else decoder.layers
     passes = decoder.layers + backward + (0 if forward else plan.checkpointed_layers)
@@ -128,17 +128,18 @@ def sheet_time(plan: Plan, text_tokens: int, gpu: GpuProfile, forward: bool = Fa
     stored = STORED_BYTES[plan.quantization]
     widened = 0.0 if plan.quantization == "none" else weights * passes * (stored + 2 + 2)
     rate, pcie = gpu.rate_flops(plan.dtype), gpu.pcie_gb_s * 1e9
+    bandwidth = _bandwidth(gpu)
     moved = passes * 2 * decoder.moved_values(tokens)
-    head = 2 * plan.profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
-    adapters = _adapter_bytes(plan.profile, plan.lora, plan.compile)
+    head = 2 * profile.vocabulary_rows * decoder.hidden if plan.host_embeddings else 0
+    adapters = _adapter_bytes(profile, plan.lora, plan.compile)
     return SheetTime(
         matmul=decoder.linear_flops(tokens) * passes / rate,
         attention=(attention - masked) / rate,
         masked_attention=masked / rate,
-        dequantisation=widened / _bandwidth(gpu),
-        codes=_coded_bytes(plan, tokens, passes, backward) / _bandwidth(gpu),
-        elementwise=moved / _bandwidth(gpu),
-        adapters=passes * tokens * adapters / _bandwidth(gpu),
+        dequantisation=widened / bandwidth,
+        codes=_coded_bytes(plan, tokens, passes, backward) / bandwidth,
+        elementwise=moved / bandwidth,
+        adapters=passes * tokens * adapters / bandwidth,
         layer_copy=weights * stored / pcie,
         head_copy=head / pcie,
         passes=passes,
