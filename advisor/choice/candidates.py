@@ -47,7 +47,7 @@ def families(base: Plan, pinned: Iterable[str]) -> Sequence[Family]:
     return _families(base, frozenset(pinned))
 
 
-@lru_cache(16)  # the plans are the same for every card and preference
+@lru_cache(8)  # the plans are the same for every card and preference
 def _families(base: Plan, pinned: frozenset[str]) -> Sequence[Family]:
     return tuple(_made(base, pinned))
 

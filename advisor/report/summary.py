@@ -49,9 +49,10 @@ def first_screen(advice: Advice, console: Console) -> None:
     else:
         room = SCREEN_LINES - _head_lines(advice, console) - 1
         for text, less in _spare(advice):
-            if _height(rows, console) > room:
-                rows = [_instead(row, text, less) for row in rows]
-                rows = [row for row in rows if row[1].plain]
+            if _height(rows, console) <= room:
+                break
+            rows = [_instead(row, text, less) for row in rows]
+            rows = [row for row in rows if row[1].plain]
         while others and _height(rows + others, console) > room:
             others.pop()
         rows += others

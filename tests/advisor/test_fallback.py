@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,11 @@ def apart(
 @pytest.fixture
 def pool_gib(apart: None) -> float:
     """What the plan is forecast to take, on the photographs."""
+    return _pool_gib()
+
+
+@cache
+def _pool_gib() -> float:
     found = forecast(PLAN, Worst(data=PHOTOS), Card(compute_capability=(8, 9)))
     return found.tier("pool").bytes / GIB
 

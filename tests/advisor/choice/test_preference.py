@@ -1,5 +1,6 @@
 """Each order of preference by its own measure, on cards of every size."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_what_speaks_against_a_plan_is_true_of_it():
     assert "slower" not in why_not(NF4.model_copy(update={"needs": INT8.needs}), NF4)
 
 
+@cache
 def advice_for(size_gib: int, model: str, prefer: str) -> Advice:
     target = Target(vram_bytes=size_gib * GIB)
     return advise(Machine(), model, (), target, evidence=Evidence(TABLE), prefer=prefer)
