@@ -4,11 +4,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from advisor.advice import Advice
-from advisor.choice.candidate import Candidate, Speed
+from advisor.choice.candidate import Candidate, Scales, Speed
+from advisor.choice.candidates import Family
 from advisor.choice.preference import fastest_of, preferred, why_not
-from advisor.machine.budget import Bytes
+from advisor.choice.rank import Limits, choose
+from advisor.machine.budget import Bytes, budget_of, what_if_gpu
 from advisor.machine.evidence import Evidence
 from advisor.machine.gpu import Machine
 from advisor.machine.target import Target
@@ -56,6 +59,16 @@ def test_precision_may_cost_a_tenth_of_the_speed_and_no_more():
     slower = candidate(6.9, 1.14, quantization="int8")  # 90 % of 1.27 is 1.143
     assert preferred("usual", NF4, 1.27) > preferred("usual", slower, 1.27)
     assert preferred("usual", INT8, 1.27) > preferred("usual", NF4, 1.27)
+
+
+def test_no_plan_that_cannot_run_leaves_a_choice():
+    """A family copies its plans unchecked, and few of the many that are weighed become records."""
+    family = Family(NF4.plan, ((3, 4),))  # four layers in host memory, three of them checkpointed
+    scales = Scales(lambda plan: (NF4.needs, NF4.host_bytes), lambda plan: NF4.speed)
+    budget = budget_of(what_if_gpu(80 * GIB), Machine(), 64 * GIB)
+    for best_alone in (True, False):
+        with pytest.raises(ValidationError, match="1 validation error for Candidate\nplan"):
+            choose([family], "usual", scales, Limits(budget), best_alone)
 
 
 def test_what_speaks_against_a_plan_is_true_of_it():
