@@ -358,6 +358,7 @@ def write(found: dict[str, Any]) -> Factors:
     whole = {name: found.get(name, empty.get(name, 0.0)) for name in names}
     speed.SPEED_FILE.write_text(json.dumps(whole, indent=2) + "\n")
     speed.factors.cache_clear()
+    speed.samples_per_second.cache_clear()
     return speed.factors()
 
 

@@ -55,6 +55,9 @@ class GpuProfile(Frozen):
     rebuilt_gb: tuple[float, ...] = Field((), description="of cards to which memory was soldered")
     rare: bool = Field(False, description="left out of the pages that list cards")
 
+    def __hash__(self) -> int:
+        return hash(self.key)
+
     @property
     def title(self) -> str:
         """Short name and memory, such as `RTX 3060 (12 GB)`."""

@@ -260,6 +260,7 @@ def encoder_seconds(facts: EncoderFacts, plan: Plan, gpu: GpuProfile, pace: Pace
     return _encoding(facts, plan, gpu, 1, pace) + moved / (factors().unpinned_gb_s * 1e9)
 
 
+@lru_cache(8192)  # as estimates: of two preferences or sizes of cards a choice asks for the same
 def samples_per_second(plan: Plan, text_tokens: int, gpu: GpuProfile | None) -> float:
     """Questions a second in training, if every picture has the plan's number of questions.
 
