@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiles.files import read_object, write_whole
+from profiles.places import usable
 from profiles.streams import tell
+from profiles.text import argument, counted
 from trainer.process import import_libraries
 from trainer.run.expected import NOTHING, Expected
 from trainer.run.folder import is_complete, reopen
@@ -93,12 +95,13 @@ def refuse_early(plan: Plan, started: Started) -> None:
     """Refuse what a start would refuse, before a dry run of the plan takes minutes.
 
     Where broken entries may be left out, every picture is decoded: that is done once, at the start.
-    Raises DataError, WeightsError, AdapterError.
+    Raises DataError, CannotResume, WeightsError, AdapterError.
     """
     from trainer.data.broken import SkippedEntries
 
     if not started.skip_broken:
-        _both(started.data, plan, SkippedEntries(root=started.data))
+        train, val = _both(started.data, plan, SkippedEntries(root=started.data))
+        check_features(plan, Data(train, val, ()), started.cache)
     import_libraries()
     from trainer.model.weights import weight_source
 
@@ -107,6 +110,27 @@ def refuse_early(plan: Plan, started: Started) -> None:
         from trainer.run.start_from_adapter import check_adapter
 
         check_adapter(started.adapter, plan)
+
+
+def check_features(plan: Plan, data: Data, cache: Path) -> None:
+    """Raise CannotResume if features would have to be built in a folder that takes no files.
+
+    For a mixture only the validation pictures are checked: the training pictures are drawn later.
+    """
+    if usable(cache):
+        return
+    import_libraries()
+    from trainer.data.samples import image_paths
+    from trainer.run.feature_caches import lacking
+    from trainer.run.started import CannotResume
+
+    train = data.train if isinstance(data.train, list) else []
+    if without := lacking(plan, image_paths(train, data.val), cache):
+        raise CannotResume(
+            f"--cache-dir {argument(cache)}: cannot be written, and lacks features of "
+            f"{counted(len(without), 'picture')}, such as {without[0].name}\n"
+            "    hint: name a folder that can be written, or one with all features"
+        )
 
 
 def _both(

@@ -87,7 +87,7 @@ def test_a_missing_card_is_told_before_missing_weights(tmp_path: Path, here: Her
 
 
 @WITHOUT_GPU
-@pytest.mark.parametrize("wrong", ["data", "weights", "adapter"])
+@pytest.mark.parametrize("wrong", ["data-dir", "weights", "adapter", "cache-dir"])
 def test_what_would_be_refused_later_is_refused_before_a_dry_run(
     wrong: str, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,16 +98,17 @@ def test_what_would_be_refused_later_is_refused_before_a_dry_run(
     monkeypatch.setattr(probe, "probe", lambda: machine)
     tried: list[Advice] = []
     monkeypatch.setattr(dry_run, "measured", lambda advice, tell: tried.append(advice) or advice)
-    broken, empty = tmp_path / "data", tmp_path / "empty"
-    empty.mkdir()
-    shutil.copytree(PHOTOS, broken)
-    next((broken / "ReasonSeg" / "val").glob("*.json")).write_text("{")
-    options = {"--data-dir": PHOTOS}
+    places = {name: tmp_path / name for name in ("data-dir", "weights", "adapter", "cache-dir")}
+    shutil.copytree(PHOTOS, places["data-dir"])
+    next((places["data-dir"] / "ReasonSeg" / "val").glob("*.json")).write_text("{")
+    places["weights"].mkdir()
+    places["adapter"].mkdir()
+    places["cache-dir"].touch()
+    options = {"--data-dir": PHOTOS} | {f"--{wrong}": places[wrong]}
     start = ["--auto", "--model", "tiny", "--output-dir", tmp_path / "run"]
-    options |= {"data": {"--data-dir": broken}}.get(wrong, {f"--{wrong}": empty})
     done = here(*start, *chain(*options.items()))
     assert done.returncode == 2 and "error: " in done.stderr, done.stderr
-    assert str(broken if wrong == "data" else empty) in done.stderr, done.stderr
+    assert str(places[wrong]) in done.stderr, done.stderr
     assert not tried and not (tmp_path / "run").exists()
     here(*start, "--data-dir", PHOTOS)
     assert tried
