@@ -6,14 +6,13 @@ import random
 import shutil
 import sys
 from collections.abc import Iterator
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from advisor.cost.duration import duration_of
-from advisor.report.summary import commands
+from advisor.report.summary import commands, needed_torch
 from profiles.measurement import DataCounts
 from profiles.sizes import GIB
 from profiles.text import time_text
@@ -74,10 +73,10 @@ def test_every_state_is_what_advise_says(tab: Tab, tool: Any) -> None:
             assert text_of(tab, "headline") == advice.summary, state
             continue
         needs, usable = advice.needs.bytes / GIB, advice.budget.usable.bytes / GIB
-        title, first = itemgetter("title", "first")(tool.limits(state.card))
+        first = needed_torch(advice)
         assert text_of(tab, "first") == (f"For this card {first}." if first else ""), state
-        words = f"{state.model} on {title}: needs {needs:.2f} GiB of {usable:.2f} GiB usable"
-        assert text_of(tab, "headline").startswith(words), state
+        words = f"{state.model} on {tool.title_of(state.card)}: needs {needs:.2f} GiB of "
+        assert text_of(tab, "headline").startswith(f"{words}{usable:.2f} GiB usable"), state
         assert text_of(tab, "plan") == (
             f"Plan {advice.plan.content_hash}: {tool.plan_line(advice.plan)}"
         )

@@ -108,13 +108,19 @@ def time_parts(duration: Duration) -> tuple[float, ...]:
     return tuple(float(f"{seconds:.5g}") for seconds in found)
 
 
+def title_of(card: str) -> str:
+    """What the page calls a card."""
+    profile = targets()[card].card
+    return profile.title if profile else f"any card of {card.replace('G', ' G')}"
+
+
 def limits(card: str) -> dict[str, Any]:
     """What the page says of a card, whatever is trained on it."""
     target = targets()[card]
     advice = advised(State(card, "7b", 512, "usual"))
     budget = advice.budget
     return {
-        "title": target.card.title if target.card else f"any card of {card.replace('G', ' G')}",
+        "title": title_of(card),
         "options": target.options,
         "first": needed_torch(advice),
         "size": target.card.memory_gb if target.card else (target.vram_bytes or 0) / GIB,
