@@ -29,7 +29,7 @@ from profiles.plan import Plan
 from tests.advisor.fake_nvml import GIB, Card, install
 from tests.conftest import tiny_plan
 from trainer.data.findings import DataError
-from trainer.data.formats.reasonseg import _locate
+from trainer.data.formats.reasonseg import locate
 from trainer.process import try_segments, use_allocator
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -82,7 +82,7 @@ def test_every_refused_name_leads_to_vram() -> None:
 
 def test_a_moved_data_folder_leads_to_its_option(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data-dir"):
-        _locate(tmp_path / "gone")
+        locate(tmp_path / "gone")
 
 
 def test_margin_and_what_is_free_are_told_apart() -> None:
