@@ -229,6 +229,7 @@ def _least_needed(base: Plan) -> tuple[int, Plan] | None:
     needs = [
         (found.pool_bytes, plan)
         for family in families(base, ())
+        if family.plan.micro_batch == 1  # larger ones need more
         for step in range(family.on_card, len(family.path))
         if (found := estimate(plan := family.at(step), base.tokens.max_text_tokens)) is not None
         and not (budget and budget.host_shortage(plan, found.host_bytes))
