@@ -75,4 +75,4 @@ def test_no_operation_loses_what_was_saved(kept: int, tmp_path: Path) -> None:
     run = started(tmp_path / "run", tmp_path / "cache", keeping=keeping, **few)
     with Watch(tmp_path / "run") as watch:
         run.train()
-    assert len(watch.steps) > 140 and watch.steps[-1] == 8
+    assert len(watch.steps) > 140 and watch.steps[-1] == 6
