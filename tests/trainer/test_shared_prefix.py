@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -73,14 +74,11 @@ Caches = dict[Encoder, FeatureCache]
 
 
 @pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Caches:
+def caches(cache: Path) -> Caches:
     """Features of the photographs, so that no test computes them for every row."""
     pictures = [item.image_path for item in read_split(PHOTOS, "train", MOST_PICTURES)]
-    folder, quiet = (
-        tmp_path_factory.mktemp("features"),
-        Reporter(lambda line: None, lambda *_: None),
-    )
-    return prepare_caches(tiny_plan(**CACHED), pictures, folder, Accelerator(cpu=True), quiet)
+    quiet = Reporter(lambda line: None, lambda *_: None)
+    return prepare_caches(tiny_plan(**CACHED), pictures, cache, Accelerator(cpu=True), quiet)
 
 
 def both(plan: Plan, *pictures: Sequence[int], caches: Caches | None = None) -> Both:

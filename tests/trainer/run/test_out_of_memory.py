@@ -58,11 +58,6 @@ def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "replace_process", replaced)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def beginning(folder: Path, cache: Path, **settings: Any) -> PlannedRun:
     started = Started(PHOTOS, cache, {}, Keeping(minutes=0), ("seed",))
     return PlannedRun(plan(**settings), folder, started)
