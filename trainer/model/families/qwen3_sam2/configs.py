@@ -1,12 +1,15 @@
-"""A profile as transformers' configs."""
+"""A profile as transformers' configs. They are kept: half of a skeleton's time is their checks."""
 
 from __future__ import annotations
+
+from functools import cache
 
 from transformers import Qwen3VLConfig, Sam2Config
 
 from profiles.families.qwen3_sam2 import Profile
 
 
+@cache
 def qwen_config(profile: Profile, image_token_id: int, pad_token_id: int | None) -> Qwen3VLConfig:
     """Qwen3-VL's config."""
     decoder, vision = profile.decoder, profile.vision
@@ -45,6 +48,7 @@ def qwen_config(profile: Profile, image_token_id: int, pad_token_id: int | None)
     )
 
 
+@cache
 def sam_config(profile: Profile) -> Sam2Config:
     """SAM 2's config. One mask alone is always its first, stable or not."""
     sam = profile.sam
