@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from profiles.models import models
 from profiles.plan import Plan
 from profiles.settings import Encoder
 from tests import toy_family
@@ -41,7 +42,9 @@ from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 from trainer.step import accumulate, total_of
 
-CACHED = {"cached_encoders": ["mask", "vision"]}
+# lisa-tiny on every second of SAM's places: its mask decoder is most of the time here.
+COARSE = "coarse"
+CACHED = {"cached_encoders": ["mask", "vision"], "model": COARSE}
 MOST_PICTURES = 3  # of one batch
 # Of unequal length; without a mask, with one, with two in one answer.
 ASKED = (
@@ -73,12 +76,30 @@ def rows_of(
 Caches = dict[Encoder, FeatureCache]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse() -> Iterator[None]:
+    tiny = models()["tiny"]
+    sam = tiny.sam.model_copy(update={"patch_pixels": 2 * tiny.sam.patch_pixels})
+    models()[COARSE] = tiny.model_copy(update={"name": COARSE, "sam": sam})
+    yield
+    del models()[COARSE]
+
+
+class Coarse(FeatureCache):
+    """Of every second place in a row and in a column."""
+
+    def read(self, image: Path) -> dict[str, Tensor]:
+        return {name: t[:, :, ::2, ::2] for name, t in super().read(image).items()}
+
+
 @pytest.fixture(scope="module")
 def caches(cache: Path) -> Caches:
     """Features of the photographs, so that no test computes them for every row."""
     pictures = [item.image_path for item in read_split(PHOTOS, "train", MOST_PICTURES)]
     quiet = Reporter(lambda line: None, lambda *_: None)
-    return prepare_caches(tiny_plan(**CACHED), pictures, cache, Accelerator(cpu=True), quiet)
+    plan = tiny_plan(**CACHED | {"model": "tiny"})
+    made = prepare_caches(plan, pictures, cache, Accelerator(cpu=True), quiet)
+    return made | {"mask": Coarse(cache, made["mask"].key)}
 
 
 def both(plan: Plan, *pictures: Sequence[int], caches: Caches | None = None) -> Both:
@@ -197,7 +218,7 @@ SHAPES = {
     "no mask at all": [[2, 2]],
 }
 LEVERS: dict[str, dict[str, Any]] = {
-    "encoders in every step": {"cached_encoders": []},
+    "encoders in every step": {"cached_encoders": [], "weights": "random"},
     "checkpointed": {"checkpointed_layers": "all"},
     "some checkpointed": {"checkpointed_layers": 1},
     "host layers": {"checkpointed_layers": "all", "host_layers": 2, "host_embeddings": True},
