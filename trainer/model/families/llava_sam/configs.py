@@ -1,16 +1,15 @@
-"""A profile as transformers' configs. They are kept: half of a skeleton's time is their checks."""
+"""A profile as transformers' configs."""
 
 from __future__ import annotations
-
-from functools import cache
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig, SamVisionConfig
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamPromptEncoderConfig
 
 from profiles.families.llava_sam import Profile
+from trainer.model.families.copied import copied
 
 
-@cache
+@copied
 def llava_config(profile: Profile, image_token_id: int, pad_token_id: int) -> LlavaConfig:
     """LLaVA's config: CLIP's hidden layer −2, class token dropped."""
     llama, clip = profile.decoder, profile.clip
@@ -45,7 +44,7 @@ def llava_config(profile: Profile, image_token_id: int, pad_token_id: int) -> Ll
     )
 
 
-@cache
+@copied
 def sam_config(profile: Profile) -> SamConfig:
     """SAM's config; the decoder's width is the image embedding's."""
     sam = profile.sam

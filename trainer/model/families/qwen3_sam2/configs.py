@@ -1,15 +1,14 @@
-"""A profile as transformers' configs. They are kept: half of a skeleton's time is their checks."""
+"""A profile as transformers' configs."""
 
 from __future__ import annotations
-
-from functools import cache
 
 from transformers import Qwen3VLConfig, Sam2Config
 
 from profiles.families.qwen3_sam2 import Profile
+from trainer.model.families.copied import copied
 
 
-@cache
+@copied
 def qwen_config(profile: Profile, image_token_id: int, pad_token_id: int | None) -> Qwen3VLConfig:
     """Qwen3-VL's config."""
     decoder, vision = profile.decoder, profile.vision
@@ -48,7 +47,7 @@ def qwen_config(profile: Profile, image_token_id: int, pad_token_id: int | None)
     )
 
 
-@cache
+@copied
 def sam_config(profile: Profile) -> Sam2Config:
     """SAM 2's config. One mask alone is always its first, stable or not."""
     sam = profile.sam
