@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig, 
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamPromptEncoderConfig
 
 from profiles.families.llava_sam import Profile
-from trainer.model.families.copied import copied
+from trainer.model.copied import copied
 
 
 @copied

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import Qwen3VLConfig, Sam2Config
 
 from profiles.families.qwen3_sam2 import Profile
-from trainer.model.families.copied import copied
+from trainer.model.copied import copied
 
 
 @copied
