@@ -23,10 +23,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from profiles.models import models
 from profiles.plan import Plan
 from profiles.settings import Encoder
-from tests import toy_family
+from tests import coarse_lisa, toy_family
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.batch import Batch, Encoded, sharing_prefix
 from trainer.data.feature_cache import FeatureCache
@@ -42,9 +41,7 @@ from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 from trainer.step import accumulate, total_of
 
-# lisa-tiny on every second of SAM's places: its mask decoder is most of the time here.
-COARSE = "coarse"
-CACHED = {"cached_encoders": ["mask", "vision"], "model": COARSE}
+CACHED = {"cached_encoders": ["mask", "vision"], "model": coarse_lisa.NAME}
 MOST_PICTURES = 3  # of one batch
 # Of unequal length; without a mask, with one, with two in one answer.
 ASKED = (
@@ -78,18 +75,16 @@ Caches = dict[Encoder, FeatureCache]
 
 @pytest.fixture(scope="module", autouse=True)
 def coarse() -> Iterator[None]:
-    tiny = models()["tiny"]
-    sam = tiny.sam.model_copy(update={"patch_pixels": 2 * tiny.sam.patch_pixels})
-    models()[COARSE] = tiny.model_copy(update={"name": COARSE, "sam": sam})
+    coarse_lisa.register()
     yield
-    del models()[COARSE]
+    coarse_lisa.forget()
 
 
 class Coarse(FeatureCache):
-    """Of every second place in a row and in a column."""
+    """lisa-tiny's features, for the coarse one."""
 
     def read(self, image: Path) -> dict[str, Tensor]:
-        return {name: t[:, :, ::2, ::2] for name, t in super().read(image).items()}
+        return coarse_lisa.thinned(super().read(image))
 
 
 @pytest.fixture(scope="module")
