@@ -256,10 +256,11 @@ def test_data_workers_that_are_killed_are_replaced_twice(
 def test_with_other_levers(cache: Path, tmp_path: Path) -> None:
     """What an 8-bit optimizer keeps, and a base in NF4."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = {"optimizer_state": "8bit", "quantization": "nf4"}
+    schedule = plan().schedule.model_dump() | {"epochs": 1}
+    settings = {"optimizer_state": "8bit", "quantization": "nf4", "schedule": schedule}
     started(whole, cache, keeping=SELDOM, **settings).train()
     with pytest.raises(Ended):
-        started(parts, cache, ending_at("epoch 1/2", 2), **settings).train()
+        started(parts, cache, ending_at("epoch 1/1", 2), **settings).train()
     go_on(parts, cache, **settings)
     assert_same(parts, whole)
 
