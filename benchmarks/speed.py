@@ -200,11 +200,11 @@ def run_factors(known: Factors) -> dict[str, float]:
     encoders = sum(encoder_seconds(facts, _plan("7b"), card)
                    for facts in _plan("7b").profile.encoders.values())  # fmt: skip
     loops = [r for r in rows_of(HERE / "shared.jsonl") if r["kind"] == "loop"]
-    rested, steady = (
-        statistics.mean(r["loop_seconds"] / r["rehearsal_seconds"] for r in loops
-                        if r["rested"] == state)
-        for state in (True, False)
-    )  # fmt: skip
+    steady = [r for r in loops if "off_in_turns" in r]  # minutes apart other things differ, too
+    rested, in_turns = (
+        statistics.mean(r["loop_seconds"] / r["rehearsal_seconds"] for r in chosen)
+        for chosen in ([r for r in loops if r["rested"]], steady)
+    )
     host = rows_of(HERE / "host_costs.jsonl")
     sample, scoring = (statistics.mean(r[name] for r in host)
                        for name in ("sample_seconds", "scoring_seconds"))  # fmt: skip
@@ -215,7 +215,7 @@ def run_factors(known: Factors) -> dict[str, float]:
               for log in LOGS[:2]]  # fmt: skip
     return {
         "loop": round(rested, 3),
-        "trial_loop": round(steady, 3),
+        "trial_loop": round(in_turns, 3),
         "entry_seconds": round((seconds / pictures - encoders) / 2, 4),
         "sample_seconds": round(sample, 3),
         "scoring_seconds": round(scoring, 3),
@@ -313,6 +313,22 @@ def pace_text() -> str:
         f"A loop of Python alone took {min(loops):.0f} to {max(loops):.0f} ms there, and SAM 2 "
         f"{min(pictures):.0f} to {max(pictures):.0f} ms a picture,\nwhich followed the loop beside "
         f"it to within {off:.0%} (`benchmarks/paces.jsonl`). So the pace of a machine is not kept."
+        f"\n{_encoders_again()}"
+    )
+
+
+def _encoders_again() -> str:
+    """What the encoders of the table below took on another machine, beside their forecast."""
+    ratios = []
+    for row in rows_of(HERE / "paces.jsonl"):
+        if row["kind"] == "encoder":
+            card, plan = gpu_by_nvml(row["gpu"], None), _plan(row["model"])
+            assert card is not None
+            said = encoder_seconds(plan.profile.encoders[row["encoder"]], plan, card)
+            ratios.append(row["picture_seconds"] / said)
+    return (
+        f"Another H200's machine encoded a picture in {min(ratios):.2f} to {max(ratios):.2f} times "
+        f"the forecast, in the {len(ratios)} rows of the encoders' table."
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from profiles.exits import fail
 from profiles.overrides import assigned, of_another
 from profiles.streams import tell
+from trainer.cli.planned_run import refuse_early
 from trainer.cli.ranks import as_launched, launch_settings, weakest
 from trainer.cli.train_options import TrainOptions
 from trainer.parallel.launch import is_launched
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from advisor.advice import Advice
     from advisor.machine.gpu import Machine
     from profiles.plan import Plan
+    from trainer.run.started import Started
 
 
-def chosen_plan(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]:
+def chosen_plan(options: TrainOptions, started: Started) -> tuple[Plan, Advice | None]:
     """The plan of the file with the settings, or the advisor's plan with the advice."""
     assignments = options.assignments()
     own = options.lora_alpha is not None or "lora.alpha" in assigned(options.settings or ())
@@ -34,7 +36,7 @@ def chosen_plan(options: TrainOptions, data: Path) -> tuple[Plan, Advice | None]
         if not options.auto:
             tell("no --plan given: training the one that lisa-advise chooses (--auto)")
         assignments += launch_settings(assigned(assignments))
-        plan, advice = _of_advisor(options, data, assignments)
+        plan, advice = _of_advisor(options, started, assignments)
     return as_launched(plan, assigned(assignments)), advice
 
 
@@ -50,7 +52,9 @@ def _of_file(path: Path, options: TrainOptions, assignments: list[str]) -> Plan:
     return plan
 
 
-def _of_advisor(options: TrainOptions, data: Path, assignments: list[str]) -> tuple[Plan, Advice]:
+def _of_advisor(
+    options: TrainOptions, started: Started, assignments: list[str]
+) -> tuple[Plan, Advice]:
     """The advice's plan, dry-run where there is a card. Ends where none of its plans can run."""
     from advisor.dry_run import measured
     from advisor.machine.probe import probe
@@ -60,11 +64,13 @@ def _of_advisor(options: TrainOptions, data: Path, assignments: list[str]) -> tu
     machine = weakest(here)
     on_cpu = pick_gpu(machine) is None or assigned(assignments).get("device") == "cpu"
     refuse_gpus_on_cpu(options.gpus, on_cpu)
-    advice = _advised(machine, options, data, assignments)
+    advice = _advised(machine, options, started.data, assignments)
     _refuse_absent_cards(machine, assignments)
     _refuse_large_on_cpu(advice.model, on_cpu)
     _print_findings(advice)
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
+        if advice.plan is not None and not on_cpu and not advice.exit_code:
+            refuse_early(advice.plan, started)
         advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
     return _must_run(advice, options.auto), advice

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiles.files import read_object, write_whole
+from profiles.places import usable
 from profiles.streams import tell
+from profiles.text import argument, counted
+from trainer.process import import_libraries
 from trainer.run.expected import NOTHING, Expected
 from trainer.run.folder import is_complete, reopen
 
@@ -79,7 +82,7 @@ def read_data(run: PlannedRun) -> Data:
     data = run.started.data
     known = None if run.started.left_out is None else frozenset(run.started.left_out)
     leave = SkippedEntries(run.started.skip_broken, known=known, root=data)
-    train, val = _both(run, leave)
+    train, val = _both(data, run.plan, leave, run.resumes)
     if leave.left_out and known is None:
         listed = run.folder / LIST
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -88,14 +91,57 @@ def read_data(run: PlannedRun) -> Data:
     return Data(train, val, tuple(sorted(leave.places())))
 
 
-def _both(run: PlannedRun, leave: SkippedEntries) -> tuple[list[Item] | MixedSets, list[Item]]:
+def refuse_early(plan: Plan, started: Started) -> None:
+    """Refuse what a start would refuse, before a dry run of the plan takes minutes.
+
+    Where broken entries may be left out, every picture is decoded: that is done once, at the start.
+    Raises DataError, CannotResume, WeightsError, AdapterError.
+    """
+    from trainer.data.broken import SkippedEntries
+
+    if not started.skip_broken:
+        train, val = _both(started.data, plan, SkippedEntries(root=started.data))
+        check_features(plan, Data(train, val, ()), started.cache)
+    import_libraries()
+    from trainer.model.weights import weight_source
+
+    weight_source(plan)
+    if started.adapter is not None:
+        from trainer.run.start_from_adapter import check_adapter
+
+        check_adapter(started.adapter, plan)
+
+
+def check_features(plan: Plan, data: Data, cache: Path) -> None:
+    """Raise CannotResume if features would have to be built in a folder that takes no files.
+
+    For a mixture only the validation pictures are checked: the training pictures are drawn later.
+    """
+    if usable(cache):
+        return
+    import_libraries()
+    from trainer.data.samples import image_paths
+    from trainer.run.feature_caches import lacking
+    from trainer.run.started import CannotResume
+
+    train = data.train if isinstance(data.train, list) else []
+    if without := lacking(plan, image_paths(train, data.val), cache):
+        raise CannotResume(
+            f"--cache-dir {argument(cache)}: cannot be written, and lacks features of "
+            f"{counted(len(without), 'picture')}, such as {without[0].name}\n"
+            "    hint: name a folder that can be written, or one with all features"
+        )
+
+
+def _both(
+    data: Path, plan: Plan, leave: SkippedEntries, resumes: bool = False
+) -> tuple[list[Item] | MixedSets, list[Item]]:
     """The training and the validation data. Raises DataError with the findings of both."""
     from trainer.data.broken import hint
     from trainer.data.findings import DataError
     from trainer.data.formats.reasonseg import read_split
     from trainer.data.mixture import read_training
 
-    data, plan = run.started.data, run.plan
     findings: list[Finding] = []
     train: list[Item] | MixedSets = []
     val: list[Item] = []
@@ -111,7 +157,7 @@ def _both(run: PlannedRun, leave: SkippedEntries) -> tuple[list[Item] | MixedSet
         return train, val
     findings = list(dict.fromkeys([*findings, *leave.left_out]))
     fixes = hint(findings, leave.most, decoded=leave.most > 0)
-    if run.resumes and fixes:
+    if resumes and fixes:
         fixes = ["hint: fix them, because a run continues with the data that it started with"]
     raise DataError(findings, fixes)
 

@@ -13,12 +13,11 @@ import typer
 
 from profiles.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, fail
 from profiles.files import held, sweep, write_whole
-from profiles.places import usable
 from profiles.streams import tell
 from profiles.text import argument, counted, operand
 from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
-from trainer.cli.planned_run import Data, PlannedRun, read_data, write_start
+from trainer.cli.planned_run import Data, PlannedRun, check_features, read_data, write_start
 from trainer.process import import_libraries
 from trainer.run.folder import FILES, RECORD, is_complete
 
@@ -111,6 +110,7 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
             from trainer.run.start_from_adapter import check_adapter
 
             check_adapter(started.adapter, run.plan)
+        check_features(run.plan, data, started.cache)
         return replace(run, started=replace(started, digests=now)), None
     from trainer.run.resume import check_plan, resumable
 
@@ -121,28 +121,8 @@ def _checked(run: PlannedRun, data: Data) -> tuple[PlannedRun, Path | None]:
         check_plan(run.plan, Plan.read(checkpoint / "plan.json"))
     if run.changed is not None:
         _check_weights(run, checkpoint)
-    if not usable(started.cache):
-        _check_features(run.plan, data, started.cache)
+    check_features(run.plan, data, started.cache)
     return replace(run, started=started), checkpoint
-
-
-def _check_features(plan: Plan, data: Data, cache: Path) -> None:
-    """Raise CannotResume if features would have to be built in a folder that takes no files.
-
-    For a mixture only the validation pictures are checked: the training pictures are drawn later.
-    """
-    import_libraries()
-    from trainer.data.samples import image_paths
-    from trainer.run.feature_caches import lacking
-    from trainer.run.started import CannotResume
-
-    train = data.train if isinstance(data.train, list) else []
-    if without := lacking(plan, image_paths(train, data.val), cache):
-        raise CannotResume(
-            f"--cache-dir {argument(cache)}: cannot be written, and lacks features of "
-            f"{counted(len(without), 'picture')}, such as {without[0].name}\n"
-            "    hint: name a folder that can be written, or one with all features"
-        )
 
 
 def _check_weights(run: PlannedRun, checkpoint: Path | None) -> None:

@@ -147,7 +147,7 @@ def _start(options: TrainOptions) -> None:
                           Keeping(**options.keeping()), skip_broken=most,
                           adapter=options.adapter, launcher=launcher_name())  # fmt: skip
         with deciding(), new_run(options.output_dir) as folder:
-            plan, advice = chosen_plan(options, data)
+            plan, advice = chosen_plan(options, started)
             if options.use_lora and plan.lora is None:  # an advised plan has adapters already
                 plan = plan.override([f"lora={Lora().model_dump_json()}"])
             if advice is not None:  # the user's settings stay, whatever else changes for memory

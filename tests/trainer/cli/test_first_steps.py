@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from advisor import dry_run
+from advisor.advice import Advice
 from advisor.cli.main import app
+from advisor.machine import probe
+from advisor.machine.gpu import Gpu
 from advisor.memory.forecast import counted_by
 from profiles.plan import Plan
+from profiles.sizes import GIB
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.cli.conftest import Here
 from trainer.data.formats.reasonseg import read_split
@@ -80,6 +87,33 @@ def test_a_missing_card_is_told_before_missing_weights(tmp_path: Path, here: Her
 
 
 @WITHOUT_GPU
+@pytest.mark.parametrize("wrong", ["data-dir", "weights", "adapter", "cache-dir"])
+def test_what_would_be_refused_later_is_refused_before_a_dry_run(
+    wrong: str, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dry run takes minutes on the card; without it the start would name the same fault."""
+    card = Gpu(index=0, name="NVIDIA GeForce RTX 3090", compute_capability=(8, 6),
+               total_bytes=24 * GIB, free_bytes=23 * GIB, uuid="GPU-a")  # fmt: skip
+    machine = probe.probe().model_copy(update={"gpus": (card,)})
+    monkeypatch.setattr(probe, "probe", lambda: machine)
+    tried: list[Advice] = []
+    monkeypatch.setattr(dry_run, "measured", lambda advice, tell: tried.append(advice) or advice)
+    places = {name: tmp_path / name for name in ("data-dir", "weights", "adapter", "cache-dir")}
+    shutil.copytree(PHOTOS, places["data-dir"])
+    next((places["data-dir"] / "ReasonSeg" / "val").glob("*.json")).write_text("{")
+    places["weights"].mkdir()
+    places["adapter"].mkdir()
+    places["cache-dir"].touch()
+    options = {"--data-dir": PHOTOS} | {f"--{wrong}": places[wrong]}
+    start = ["--auto", "--model", "tiny", "--output-dir", tmp_path / "run"]
+    done = here(*start, *chain(*options.items()))
+    assert done.returncode == 2 and "error: " in done.stderr, done.stderr
+    assert str(places[wrong]) in done.stderr, done.stderr
+    assert not tried and not (tmp_path / "run").exists()
+    here(*start, "--data-dir", PHOTOS)
+    assert tried
+
+
 def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path, here: Here) -> None:
     run = tmp_path / "run"
     done = here(

@@ -82,7 +82,7 @@ class _Look(NamedTuple):
     empty: bool = False  # whether no pixel is a target, if that was checked
 
 
-def _locate(root: Path) -> tuple[Path, list[str]]:
+def locate(root: Path) -> tuple[Path, list[str]]:
     """The folder that holds the splits, and the splits found. Raises DataError for none."""
     root = Path(root)
     found = located(root)
@@ -179,7 +179,7 @@ def read_split(
     split or limit (>= 1). `leave` accepts broken items: if it may accept any, every picture is
     decoded, unless it knows the broken ones from an earlier start.
     """
-    folder, present = _locate(root)
+    folder, present = locate(root)
     report = Report(folder)
     if split not in present:
         set_aside = "; lisa-train import --test 0.1 sets pictures aside for it, before a training"
@@ -225,7 +225,7 @@ def check(root: Path, progress: Progress | None = None) -> tuple[Summary, list[F
     in_train is how many pictures of another split are in train, too.
     """
     try:
-        folder, present = _locate(root)
+        folder, present = locate(root)
     except DataError as error:
         return {}, list(error.findings)
     summary: Summary = {}
