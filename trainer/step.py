@@ -84,7 +84,7 @@ def training_step(
     """
     totals = total_of(batches, accelerator)
     sums = accumulate(model, batches, totals, accelerator)
-    norm = clip(model, plan, accelerator)
+    norm = clip(optimizer, plan, accelerator)
     total, ce, bce, dice, size = read(torch.stack([*sums, norm.float()]))
     # In fp16 the gradient scaler skips updates by itself, until its scale is right.
     bad = "loss" if not isfinite(total) else "gradient" if not isfinite(size) else ""
@@ -138,11 +138,15 @@ def accumulate(
     return reduced
 
 
-def clip(model: nn.Module, plan: Plan, accelerator: Accelerator) -> Tensor:
+def clip(optimizer: torch.optim.Optimizer, plan: Plan, accelerator: Accelerator) -> Tensor:
     """Scale the gradients down to the plan's norm; returns the norm before."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm: Tensor = accelerator.clip_grad_norm_(trained, plan.schedule.grad_clip)
+    norm: Tensor = accelerator.clip_grad_norm_(trained_by(optimizer), plan.schedule.grad_clip)
     return norm
+
+
+def trained_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What it trains. The model's thousands of modules would be walked through for it."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def update(optimizer: torch.optim.Optimizer) -> None:

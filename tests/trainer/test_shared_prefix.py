@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from profiles.plan import Plan
 from profiles.settings import Encoder
-from tests import toy_family
+from tests import coarse_lisa, toy_family
 from tests.conftest import PHOTOS, tiny_plan
 from trainer.batch import Batch, Encoded, sharing_prefix
 from trainer.data.feature_cache import FeatureCache
@@ -40,7 +41,7 @@ from trainer.reporter import Reporter
 from trainer.run.feature_caches import prepare_caches
 from trainer.step import accumulate, total_of
 
-CACHED = {"cached_encoders": ["mask", "vision"]}
+CACHED = {"cached_encoders": ["mask", "vision"], "model": coarse_lisa.NAME}
 MOST_PICTURES = 3  # of one batch
 # Of unequal length; without a mask, with one, with two in one answer.
 ASKED = (
@@ -72,15 +73,28 @@ def rows_of(
 Caches = dict[Encoder, FeatureCache]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse() -> Iterator[None]:
+    coarse_lisa.register()
+    yield
+    coarse_lisa.forget()
+
+
+class Coarse(FeatureCache):
+    """lisa-tiny's features, for the coarse one."""
+
+    def read(self, image: Path) -> dict[str, Tensor]:
+        return coarse_lisa.thinned(super().read(image))
+
+
 @pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> Caches:
+def caches(cache: Path) -> Caches:
     """Features of the photographs, so that no test computes them for every row."""
     pictures = [item.image_path for item in read_split(PHOTOS, "train", MOST_PICTURES)]
-    folder, quiet = (
-        tmp_path_factory.mktemp("features"),
-        Reporter(lambda line: None, lambda *_: None),
-    )
-    return prepare_caches(tiny_plan(**CACHED), pictures, folder, Accelerator(cpu=True), quiet)
+    quiet = Reporter(lambda line: None, lambda *_: None)
+    plan = tiny_plan(**CACHED | {"model": "tiny"})
+    made = prepare_caches(plan, pictures, cache, Accelerator(cpu=True), quiet)
+    return made | {"mask": Coarse(cache, made["mask"].key)}
 
 
 def both(plan: Plan, *pictures: Sequence[int], caches: Caches | None = None) -> Both:
@@ -199,7 +213,7 @@ SHAPES = {
     "no mask at all": [[2, 2]],
 }
 LEVERS: dict[str, dict[str, Any]] = {
-    "encoders in every step": {"cached_encoders": []},
+    "encoders in every step": {"cached_encoders": [], "weights": "random"},
     "checkpointed": {"checkpointed_layers": "all"},
     "some checkpointed": {"checkpointed_layers": 1},
     "host layers": {"checkpointed_layers": "all", "host_layers": 2, "host_embeddings": True},

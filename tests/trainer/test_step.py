@@ -173,14 +173,16 @@ def test_too_long_a_sample_names_its_file() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_cached_run_equals_online_run(tmp_path: Path, photos: Path, quantization: str) -> None:
+def test_cached_run_equals_online_run(
+    cache: Path, tmp_path: Path, photos: Path, quantization: str
+) -> None:
     losses = []
     for cached in ([], ["mask", "vision"]):
         plan = tiny_plan(cached_encoders=cached, quantization=quantization, effective_batch=4)
         folder = tmp_path / f"run{len(cached)}"
         folder.mkdir()
         items = read_split(photos, "train", 4)
-        run = Run(plan, items, items[:1], folder, tmp_path / "cache", QUIET)
+        run = Run(plan, items, items[:1], folder, cache, QUIET)
         run.train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])

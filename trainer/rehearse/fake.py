@@ -42,7 +42,7 @@ from trainer.rehearse.memory_trace import MemoryTrace, rounded
 from trainer.rehearse.repeated_layers import Repeater
 from trainer.rehearse.repeated_work import RepeatedEncoder, RepeatedLinears, RepeatedPasses
 from trainer.rehearse.step_timeline import components, timeline
-from trainer.step import accumulate, clip, make_optimizer, total_of, update
+from trainer.step import accumulate, clip, make_optimizer, total_of, trained_by, update
 
 # Of each of cuBLAS's two handles (the main thread's and autograd's): 32 MiB on Hopper and later,
 # else 8.125 (PyTorch's CUDA notes, CUBLAS_WORKSPACE_CONFIG). Twice 32 were seen on an H100.
@@ -211,7 +211,7 @@ def _train(
     passes: RepeatedPasses | None,
 ) -> int:  # fmt: skip
     """Take the plan's steps under the trace; bytes of paged optimizer state."""
-    accelerator, paged = Accelerator(cpu=True), 0
+    accelerator, trained, paged = Accelerator(cpu=True), trained_by(optimizer), 0
 
     def run() -> None:
         accumulate(model, batches, total_of(batches, accelerator), accelerator)
@@ -224,9 +224,9 @@ def _train(
         else:
             run()
         if buckets is None:
-            trace.hold((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+            trace.hold((p.grad for p in trained if p.grad is not None), "gradients")
         trace.begin("clipping")
-        clip(model, plan, accelerator)
+        clip(optimizer, plan, accelerator)
         trace.begin("optimizer")
         update(optimizer)
         paged = _hold_state(trace, optimizer, plan)

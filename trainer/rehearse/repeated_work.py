@@ -120,8 +120,8 @@ class RepeatedPasses:
     """A step's passes forward and back, which run once: in the steps after it they do the same."""
 
     def __init__(self, trace: MemoryTrace, model: SegmentationModel, visits: LayerVisits) -> None:
-        self.work, self.model, self.visits = RepeatedWork(trace), model, visits
-        self.start = 0
+        self.work, self.visits, self.start = RepeatedWork(trace), visits, 0
+        self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     def __call__(self, run: Callable[[], object]) -> None:
         """`run` the passes, or leave the model's gradients as they do."""
@@ -130,14 +130,13 @@ class RepeatedPasses:
             self.work.first((), {}, lambda: self._gradients(run))
             return
         played = self.work.play((), {})
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             parameter.grad = played.results.get(name)
         self.visits.repeat(self.start, played.blocks, played.places)
 
     def _gradients(self, run: Callable[[], object]) -> Tensors:
         run()
-        named = self.model.named_parameters()
-        return {name: p.grad for name, p in named if p.grad is not None}
+        return {name: p.grad for name, p in self.trained.items() if p.grad is not None}
 
 
 class RepeatedEncoder:

@@ -60,6 +60,9 @@ def linked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+CACHED = ["mask", "vision"]
+
+
 def shared_plan(count: int, **settings: Any) -> Plan:
     return tiny_plan(**{"questions_per_picture": count, "effective_batch": 8} | settings)
 
@@ -242,32 +245,36 @@ def test_rows_of_an_evaluation_are_as_long_as_the_plan_allows(linked: Path) -> N
 # ----------------------------------------------------------------------------------------- runs
 
 
-def test_a_run_asks_the_same_questions_however_it_is_cut(linked: Path, tmp_path: Path) -> None:
+def test_a_run_asks_the_same_questions_however_it_is_cut(
+    linked: Path, cache: Path, tmp_path: Path
+) -> None:
     """Losses of the first step: micro-batch 1 and 4 of the same rows."""
     losses = []
     for micro in (1, 4):
-        plan = shared_plan(3, micro_batch=micro, schedule={"epochs": 1, "learning_rate": 1e-3})
+        schedule = {"epochs": 1, "learning_rate": 1e-3}
+        plan = shared_plan(3, micro_batch=micro, schedule=schedule, cached_encoders=CACHED)
         folder = tmp_path / str(micro)
         folder.mkdir()
         items = read_split(linked, "train")
-        run = Run(plan, items, items[:2], folder, tmp_path / "cache", QUIET)
+        run = Run(plan, items, items[:2], folder, cache, QUIET)
         run.train()
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows if "loss" in row])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 1
 
 
-def test_a_resumed_run_asks_the_rest_of_the_questions(linked: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_asks_the_rest_of_the_questions(
+    linked: Path, cache: Path, tmp_path: Path
+) -> None:
     """Bit for bit, from the middle of an epoch, and with data workers the second time."""
     items = read_split(linked, "train")
-    cached = ["mask", "vision"]
     plan = shared_plan(
-        3, effective_batch=4, micro_batch=1, schedule={"epochs": 3}, cached_encoders=cached
+        3, effective_batch=4, micro_batch=1, schedule={"epochs": 3}, cached_encoders=CACHED
     )
     keeping = Keeping(steps=1, checkpoints=99)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
-    Run(plan, items, items[:1], whole, tmp_path / "cache", QUIET, keeping).train()
+    Run(plan, items, items[:1], whole, cache, QUIET, keeping).train()
     saved = {
         json.loads((folder / "facts.json").read_text())["step"]: folder
         for folder in whole.glob("last*")
@@ -276,7 +283,7 @@ def test_a_resumed_run_asks_the_rest_of_the_questions(linked: Path, tmp_path: Pa
     shutil.copytree(saved[3], middle)
     shutil.copytree(whole, broken)
     plan = plan.override(["workers=2"])
-    Run(plan, items, items[:1], broken, tmp_path / "cache", QUIET, keeping).train(middle)
+    Run(plan, items, items[:1], broken, cache, QUIET, keeping).train(middle)
     ends = [(folder / "last" / "trained.safetensors").read_bytes() for folder in (whole, broken)]
     assert ends[0] == ends[1] != (middle / "trained.safetensors").read_bytes()
 

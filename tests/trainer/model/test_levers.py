@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from profiles.plan import Plan
-from profiles.settings import Encoder
+from tests import coarse_lisa
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.model import test_model
 from tests.trainer.model.test_model import CPU, gradients, loss_of
@@ -33,18 +33,25 @@ from trainer.model.weights import weight_source
 from trainer.step import make_optimizer
 
 
+@pytest.fixture(scope="module", autouse=True)
+def coarse() -> Iterator[None]:
+    coarse_lisa.register()
+    yield
+    coarse_lisa.forget()
+
+
 @cache
-def features() -> dict[Encoder, dict[str, Tensor]]:
-    """Of the photographs of `made`, encoded once for all tests: no lever touches the encoders."""
+def encoded() -> Batch:
+    """Two photographs of different text lengths, encoded once: no lever touches the encoders."""
     model, batch = test_model.made(tiny_plan())
-    return {encoder: dict(model.features(encoder, batch)) for encoder in batch.inputs}
+    features = {encoder: dict(model.features(encoder, batch)) for encoder in batch.inputs}
+    return replace(batch, inputs=features | {"mask": coarse_lisa.thinned(features["mask"])})
 
 
 def made(plan: Plan) -> tuple[Lisa, Batch]:
-    """A model and a batch of two photographs of different text lengths, already encoded."""
-    model, batch = test_model.made(plan)
-    model.cached = frozenset(features())
-    return model, replace(batch, inputs=features())
+    """A coarse model without encoders, and its batch."""
+    plan = plan.override([f"model={coarse_lisa.NAME}", "cached_encoders=mask,vision"])
+    return build(plan, read_tokenizer(plan), CPU), encoded()
 
 
 def reach(expected: dict[str, Tensor], found: dict[str, Tensor], relative: float) -> None:

@@ -407,15 +407,16 @@ def test_a_failing_process_ends_the_other_and_gives_its_exit_code(tmp_path: Path
     assert all_ended(started)
 
 
-def trained_and_resumed(base: Path) -> None:
+def trained_and_resumed(base: Path, cache: Path) -> None:
     """A run that keeps every checkpoint, and another that goes on from its first."""
     one, two = base / "one", base / "two"
-    plan = tiny_plan(processes=3, micro_batch=1, effective_batch=3, workers=0)
+    shape = {"processes": 3, "micro_batch": 1, "effective_batch": 3, "workers": 0}
+    plan = tiny_plan(**shape, cached_encoders=["mask", "vision"])
     data = read_split(PHOTOS, "train")[:6], read_split(PHOTOS, "val", 1)
 
     def run(folder: Path) -> Run:
         folder.mkdir(exist_ok=True)
-        return Run(plan, *data, folder, base / "cache", QUIET, Keeping(steps=1, checkpoints=9))
+        return Run(plan, *data, folder, cache, QUIET, Keeping(steps=1, checkpoints=9))
 
     whole = run(one)
     whole.accelerator.end_training = lambda: None  # type: ignore[method-assign]  # the group's end
@@ -432,10 +433,12 @@ def trained_and_resumed(base: Path) -> None:
 
 
 @pytest.mark.slow
-def test_three_processes_that_are_resumed_end_as_those_that_were_not(tmp_path: Path) -> None:
+def test_three_processes_that_are_resumed_end_as_those_that_were_not(
+    cache: Path, tmp_path: Path
+) -> None:
     """Bit for bit: the second step's gradients of three processes are added in the same order."""
-    log = tmp_path / "log"
-    assert together(3, partial(trained_and_resumed, tmp_path), log) == [0, 0, 0], log.read_text()
+    log, work = tmp_path / "log", partial(trained_and_resumed, tmp_path, cache)
+    assert together(3, work, log) == [0, 0, 0], log.read_text()
     one, two = (tmp_path / name for name in ("one", "two"))
     assert losses(two) == losses(one) and len(losses(one)) == 2
     trained = [(folder / "last" / "trained.safetensors").read_bytes() for folder in (one, two)]

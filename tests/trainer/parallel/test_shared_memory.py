@@ -146,14 +146,16 @@ def test_only_one_rank_reads_the_tables(tmp_path: Path) -> None:
     in_ranks(2, work, tmp_path / "log")
 
 
-def test_the_model_of_a_run_stays_in_the_buffers_of_its_host_layers(tmp_path: Path) -> None:
+def test_the_model_of_a_run_stays_in_the_buffers_of_its_host_layers(
+    cache: Path, tmp_path: Path
+) -> None:
     """accelerate would move it to cpu:1, say: a copy, into which no layer is ever fetched."""
     plan = PLAN.override(["processes=2", "micro_batch=1"])
     data = read_split(PHOTOS, "train")[:2], read_split(PHOTOS, "val", 1)
 
     def work(ranks: Ranks) -> None:
         quiet = Reporter(lambda text: None, lambda what, done, total: None)
-        model = Run(plan, *data, tmp_path, tmp_path / "cache", quiet).model
+        model = Run(plan, *data, tmp_path, cache, quiet).model
         layers = model.host_layers
         assert layers is not None
         for index, number in model.host_numbers.items():

@@ -15,6 +15,7 @@ from advisor import rehearsal
 from advisor.memory.allocator import replay
 from profiles.garbage import not_collected
 from profiles.measurement import Measurement, Timeline
+from profiles.models import models
 from profiles.plan import Plan
 from profiles.sizes import MIB
 from tests.conftest import ROOT, tiny_plan
@@ -117,8 +118,11 @@ def test_layers_watched_once_leave_the_trace_of_all(settings: dict[str, Any]) ->
     assert short.peaks() == whole.peaks() and short.parts == whole.parts
 
 
-def test_thirty_two_layers_are_watched_by_running_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same at 7B, where most layers are only repeated."""
+def test_many_layers_are_watched_by_running_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same at 7B's sizes, where most layers are only repeated."""
+    whole = models()["7b"]
+    shallow = whole.decoder.model_copy(update={"layers": 12})
+    monkeypatch.setitem(models(), "7b", whole.model_copy(update={"decoder": shallow}))
     ran = []
     record = Repeater._record
 
@@ -128,7 +132,7 @@ def test_thirty_two_layers_are_watched_by_running_a_few(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Repeater, "_record", counted)
     settings = {"model": "7b", "weights": "random", "device": "cuda", "micro_batch": 1,
-                "accumulation": 2, "checkpointed_layers": 12,
+                "accumulation": 2, "checkpointed_layers": 5,
                 "train": ["text_hidden_fcs"]}  # fmt: skip
     plan = Plan.parse(settings)
     with not_collected():
@@ -136,7 +140,7 @@ def test_thirty_two_layers_are_watched_by_running_a_few(monkeypatch: pytest.Monk
                         for extend in (False, True))  # fmt: skip
     assert short.peaks() == whole.peaks()
     assert [size for _, size in short.events] == [size for _, size in whole.events]
-    assert len(ran) < 16 < 3 * 32  # two kinds, evaluating, first and second micro-batch
+    assert len(ran) < 16 < 3 * 12  # two kinds, evaluating, first and second micro-batch
 
 
 def test_layers_that_differ_are_not_taken_for_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ from trainer.run.started import CannotResume, Keeping, Started
 
 def plan(**settings: Any) -> Plan:
     """That of small_runs, which trains the mask decoder as well: a third of a run's time."""
-    quick = {"train": ["text_hidden_fcs", "token_rows"], "max_val_samples": 2}
+    quick = {"train": ["text_hidden_fcs", "token_rows"], "max_val_samples": 2,
+             "max_train_samples": small_runs.TRAINED}  # fmt: skip
     return small_runs.plan(**quick | settings)
 
 
@@ -55,11 +56,6 @@ def no_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Replaced
 
     monkeypatch.setattr(recovery, "replace_process", replaced)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def beginning(folder: Path, cache: Path, **settings: Any) -> PlannedRun:
@@ -145,7 +141,7 @@ def test_two_processes_go_on_together(cache: Path, tmp_path: Path) -> None:
     The first saves before it ends: no step is repeated, though the next save was minutes away.
     """
     settings = tmp_path / "plan.json"
-    once_over = plan().schedule.model_dump() | {"epochs": 1}  # the third of four steps fails
+    once_over = plan().schedule.model_dump() | {"epochs": 1}  # its last step fails
     settings.write_text(plan(processes=2, accumulation=1, schedule=once_over).to_json())
     (tmp_path / "sitecustomize.py").write_text(PLANTED_ONCE)
     run, once = tmp_path / "run", tmp_path / "once"
@@ -160,13 +156,13 @@ def test_two_processes_go_on_together(cache: Path, tmp_path: Path) -> None:
     assert re.search(r"continuing from \S+ after step 2\n", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
     (_, rows) = outcome(run)
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 5))
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 4))
 
 
 @pytest.mark.parametrize(
     ("name", "number", "phase", "step"),
-    [("training_step", 1, "training", 0), ("training_step", 6, "training", 5),
-     ("predict", 1, "evaluating", 0), ("predict", 4, "evaluating", 4), ("build", 1, "loading", 0),
+    [("training_step", 1, "training", 0), ("training_step", 5, "training", 4),
+     ("predict", 1, "evaluating", 0), ("predict", 4, "evaluating", 3), ("build", 1, "loading", 0),
      ("prepare_caches", 1, "building features", 0)],
 )  # fmt: skip
 def test_anywhere(
@@ -190,12 +186,12 @@ def test_no_step_is_repeated_unless_it_was_half_an_update(
     """Nothing was saved for an hour: an error before the update saves, one inside it cannot."""
     from trainer import step
 
-    for name, module, done in (("accumulate", step, 3), ("update", step, 0)):
+    for name, module, done in (("accumulate", step, 2), ("update", step, 0)):
         folder = tmp_path / name
         run = beginning(folder, cache)
         seldom = Started(run.started.data, cache, {}, Keeping(minutes=60))
         with monkeypatch.context() as patch:
-            failing_at_module(patch, module, name, 4)
+            failing_at_module(patch, module, name, 3)
             with pytest.raises(Replaced):
                 start_run(PlannedRun(run.plan, folder, seldom))
         state = json.loads((folder / "last" / "state.json").read_text())
@@ -222,7 +218,7 @@ def test_fewer_samples_at_once_go_on_the_same_curve(
     settings |= {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "qv"}}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     start_run(beginning(whole, cache, **settings))
-    failing_at(monkeypatch, "training_step", 4)
+    failing_at(monkeypatch, "training_step", 3)
     with pytest.raises(Replaced):
         start_run(beginning(parts, cache, **settings))
     resume_run(parts, None, None, {})
@@ -254,7 +250,7 @@ def test_the_ladder_ends_with_what_was_tried(
     assert said.count("training after step 0") == 3 and "micro-batch 2" in said
     # With the memory there again the last plan is tried again, and is enough.
     resume_run(tmp_path, None, None, {})
-    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 8
+    assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 6
 
 
 def test_a_user_setting_stays(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +302,7 @@ def test_going_on_meets_an_edited_plan_and_a_full_card(
     undisturbed: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither is taken for a damaged checkpoint."""
-    failing_at(monkeypatch, "training_step", 4)
+    failing_at(monkeypatch, "training_step", 3)
     with pytest.raises(Replaced):
         start_run(beginning(tmp_path, cache))
     path = tmp_path / "plan.json"
@@ -358,11 +354,11 @@ def test_what_is_missing_or_damaged_is_told(
 
 def test_more_checkpoints_are_kept_and_saved_by_steps(cache: Path, tmp_path: Path) -> None:
     run = beginning(tmp_path, cache)
-    keeping = Keeping(minutes=60, steps=3, checkpoints=3)
+    keeping = Keeping(minutes=60, steps=2, checkpoints=3)
     start_run(PlannedRun(run.plan, tmp_path, Started(PHOTOS, cache, {}, keeping)))
     steps = [json.loads((tmp_path / name / "state.json").read_text())["step"]
              for name in ("last", "last-1", "last-2")]  # fmt: skip
-    assert steps == [8, 8, 7]  # after the evaluation, before it, and three steps after step 4
+    assert steps == [6, 6, 5]  # after the evaluation, before it, and two steps after step 3
     assert not (tmp_path / "last-3").exists() and not list(tmp_path.glob(".last*"))
 
 

@@ -46,12 +46,12 @@ def test_before_that_it_is_the_forecasts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_run_counts_all_its_steps_and_evaluations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every step is said to take a second and every evaluation a hundred. Batches are made in the
     place of those before: a run pinned two steps' of them."""
     plan = tiny_plan(max_train_samples=4, effective_batch=2, micro_batch=2, max_val_samples=2,
-                     schedule={"epochs": 2})  # fmt: skip
+                     schedule={"epochs": 2}, cached_encoders=["mask", "vision"])  # fmt: skip
     said: list[tuple[str, int, float | None]] = []
     last: list[float | None] = [None]
 
@@ -73,7 +73,7 @@ def test_a_run_counts_all_its_steps_and_evaluations(
     monkeypatch.setattr(TimeLeft, "seconds", seconds)
     reporter = Reporter(lambda text: None, progress, lambda left: last.__setitem__(0, left))
     items = read_split(PHOTOS, "train", 4), read_split(PHOTOS, "val", 2)
-    Run(plan, *items, tmp_path / "run", tmp_path / "cache", reporter).train()
+    Run(plan, *items, tmp_path / "run", cache, reporter).train()
     assert [left for what, _, left in said if what == "epoch 1/2"] == [203, 202]
     assert [left for what, _, left in said if what == "epoch 2/2"] == [101, 100]
     assert there == [0, 0, 0, 0]

@@ -6,8 +6,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig, 
 from transformers.models.sam.configuration_sam import SamMaskDecoderConfig, SamPromptEncoderConfig
 
 from profiles.families.llava_sam import Profile
+from trainer.model.copied import copied
 
 
+@copied
 def llava_config(profile: Profile, image_token_id: int, pad_token_id: int) -> LlavaConfig:
     """LLaVA's config: CLIP's hidden layer −2, class token dropped."""
     llama, clip = profile.decoder, profile.clip
@@ -42,6 +44,7 @@ def llava_config(profile: Profile, image_token_id: int, pad_token_id: int) -> Ll
     )
 
 
+@copied
 def sam_config(profile: Profile) -> SamConfig:
     """SAM's config; the decoder's width is the image embedding's."""
     sam = profile.sam

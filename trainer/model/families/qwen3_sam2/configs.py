@@ -5,8 +5,10 @@ from __future__ import annotations
 from transformers import Qwen3VLConfig, Sam2Config
 
 from profiles.families.qwen3_sam2 import Profile
+from trainer.model.copied import copied
 
 
+@copied
 def qwen_config(profile: Profile, image_token_id: int, pad_token_id: int | None) -> Qwen3VLConfig:
     """Qwen3-VL's config."""
     decoder, vision = profile.decoder, profile.vision
@@ -45,6 +47,7 @@ def qwen_config(profile: Profile, image_token_id: int, pad_token_id: int | None)
     )
 
 
+@copied
 def sam_config(profile: Profile) -> Sam2Config:
     """SAM 2's config. One mask alone is always its first, stable or not."""
     sam = profile.sam
