@@ -133,7 +133,8 @@ class Shim:
     def _open(self, file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None,
               errors: str | None = None, newline: str | None = None, closefd: bool = True,
               opener: Any = None) -> Any:  # fmt: skip
-        if isinstance(file, int) or not set(mode) & set("wax+"):
+        # An opener, as tempfile's, opens the file by os.open, which counts.
+        if isinstance(file, int) or opener is not None or not set(mode) & set("wax+"):
             return real_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
         where = self.at("open", file)
         if where is None:

@@ -32,14 +32,15 @@ class Pictures(Protocol):
 
 def profile_of(plan: Pictures) -> ModelProfile:
     """The plan's model, looking at pictures as the plan says. Raises ValueError."""
+    profile = model_profile(plan.model)
     if plan.min_pixels is None or plan.max_pixels is None:
-        return model_profile(plan.model)
-    return _limited(plan.model, plan.min_pixels, plan.max_pixels)
+        return profile
+    return _limited(profile, plan.min_pixels, plan.max_pixels)
 
 
 @cache
-def _limited(model: str, least: int, most: int) -> ModelProfile:
-    profile, limits = model_profile(model), {"min_pixels": least, "max_pixels": most}
+def _limited(profile: ModelProfile, least: int, most: int) -> ModelProfile:
+    limits = {"min_pixels": least, "max_pixels": most}
     given = {name: getattr(profile, name) for name in type(profile).model_fields}
     return type(profile).model_validate(given | limits)  # what follows from them is not kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from profiles.plan import Plan
 from profiles.sizes import GIB
 from tests.conftest import tiny_plan
-from tests.trainer.model.test_levers import made
+from tests.trainer.model import test_model
 from tests.trainer.model.test_model import loss_of
+from trainer.batch import Batch
+from trainer.model.families.llava_sam.model import Lisa
 from trainer.model.segmentation_model import SegmentationModel
 from trainer.run.expected import Expected, beside_forecast
 from trainer.run.receipts import Receipts
@@ -23,6 +26,14 @@ LEVERS = {
     "quantization": "nf4", "products": "fp8", "checkpointed_layers": 3, "host_layers": 2,
     "host_embeddings": True, "optimizer_state": "8bit",
 }  # fmt: skip
+
+
+def made(plan: Plan) -> tuple[Lisa, Batch]:
+    """A model that keeps its encoders, and a batch of pictures that it has encoded."""
+    model, batch = test_model.made(plan)
+    features = {encoder: dict(model.features(encoder, batch)) for encoder in batch.inputs}
+    model.cached = frozenset(features)
+    return model, replace(batch, inputs=features)
 
 
 def receipts(plan: Plan, model: SegmentationModel, batch: object, passes: int = 2) -> Receipts:
