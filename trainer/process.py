@@ -40,6 +40,17 @@ def use_allocator(plan: Plan) -> None:
             if shells and is_main():
                 tell(f"the plan's allocator {plan.allocator!r} replaces {name}={shells} of this "
                      f"shell; --set allocator={shells} keeps that")  # fmt: skip
+    if "torch" in sys.modules:
+        _set_allocator(plan.allocator or "expandable_segments:False")
+
+
+def _set_allocator(settings: str) -> None:
+    """Tell torch itself: it reads the variables once, which importing the libraries brings about."""
+    import torch
+
+    if torch.backends.cuda.is_built():
+        newest = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+        (newest or torch.cuda.memory._set_allocator_settings)(settings)
 
 
 def try_segments(plan: Plan) -> None:

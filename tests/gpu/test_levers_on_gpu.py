@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from profiles.environment import ALLOCATOR_VARIABLES
 from profiles.measurement import Measurement
 from profiles.plan import Plan
 from tests.conftest import PHOTOS, tiny_plan
@@ -179,6 +181,26 @@ def test_a_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
         assert torch.cuda.memory_allocated() == before
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize(
+    ("planned", "expandable"), [("expandable_segments:True", True), ("", False)]
+)
+def test_the_plans_allocator_holds_once_the_libraries_are_imported(
+    planned: str, expandable: bool
+) -> None:
+    """Importing them has torch read the variables, whatever a plan says afterwards."""
+    code = (
+        "from trainer.process import import_libraries, use_allocator; import_libraries()\n"
+        "import torch; from tests.conftest import tiny_plan\n"
+        f"use_allocator(tiny_plan(device='cuda', dtype='bf16', allocator={planned!r}))\n"
+        "kept = torch.empty(1 << 26, device='cuda')\n"
+        "print({segment['is_expandable'] for segment in torch.cuda.memory_snapshot()})"
+    )
+    shells = {name: "" for name in ALLOCATOR_VARIABLES}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True, env=os.environ | shells)  # fmt: skip
+    assert done.stdout.split() == [f"{{{expandable}}}"]
 
 
 def test_loading_takes_no_more_than_training(tmp_path: Path) -> None:

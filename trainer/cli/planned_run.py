@@ -10,7 +10,7 @@ from profiles.files import read_object, write_whole
 from profiles.places import usable
 from profiles.streams import tell
 from profiles.text import argument, counted
-from trainer.process import import_libraries
+from trainer.process import import_libraries, use_allocator
 from trainer.run.expected import NOTHING, Expected
 from trainer.run.folder import is_complete, reopen
 
@@ -102,6 +102,7 @@ def refuse_early(plan: Plan, started: Started) -> None:
     if not started.skip_broken:
         train, val = _both(started.data, plan, SkippedEntries(root=started.data))
         check_features(plan, Data(train, val, ()), started.cache)
+    use_allocator(plan)
     import_libraries()
     from trainer.model.weights import weight_source
 

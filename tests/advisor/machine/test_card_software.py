@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from advisor import doctor
@@ -102,6 +103,24 @@ def test_the_plans_allocator_overrules_the_shells(
     assert [os.environ[name] for name in names] == [planned, planned]
     said = capsys.readouterr().err
     assert "max_split_size_mb:128" in said and "--set allocator=" in said
+
+
+@pytest.mark.parametrize("newer", [True, False])
+@pytest.mark.parametrize("planned", ["expandable_segments:True", ""])
+def test_torch_hears_of_the_plans_allocator_though_it_has_read_the_variables(
+    planned: str, newer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing the libraries has it read them: a pool of 25 GiB became one of 33."""
+    heard: list[str] = []
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    setter = heard.append if newer else None
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", setter, raising=False)
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", heard.append)
+    use_allocator(tiny_plan(device="cuda", dtype="bf16", allocator=planned))
+    use_allocator(tiny_plan())  # on a CPU
+    assert heard == [planned or "expandable_segments:False"]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
