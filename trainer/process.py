@@ -45,7 +45,7 @@ def use_allocator(plan: Plan) -> None:
 
 
 def _set_allocator(settings: str) -> None:
-    """Tell torch itself: it reads the variables once, which importing the libraries brings about."""
+    """Tell torch itself: it reads the variables once, as soon as the libraries are imported."""
     import torch
 
     if torch.backends.cuda.is_built():
