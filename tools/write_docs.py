@@ -148,7 +148,7 @@ def lean_records() -> dict[str, dict[str, Any]]:
 def measured_table() -> str:
     """README.md's table of what was measured."""
     records = lean_records()
-    lines = ["| | peak | questions/s there | fits a card of |", "|---|---|---|---|"]
+    lines = ["| | peak | questions/s | fits a card of |", "|---|---|---|---|"]
     for name, title in SHOWN.items():
         measurement, card = records[name]["measurement"], records[name]["card_gb"]
         peak = measurement["peak_allocated_bytes"] / GIB
