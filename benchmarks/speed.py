@@ -270,15 +270,19 @@ def two_table() -> list[str]:
     return table
 
 
+def said_of(row: dict[str, Any]) -> float:
+    """The forecast of a row's encoder on its card, in seconds a picture."""
+    card, plan = gpu_by_nvml(row["gpu"], None), _plan(row["model"])
+    assert card is not None
+    return encoder_seconds(plan.profile.encoders[row["encoder"]], plan, card)
+
+
 def encoder_table() -> list[str]:
     """The table of the encoders."""
     table = ["| model | encoder | | forecast | measured | error |", "|---|---|---|---|---|---|"]
     made = {("7b", "vision"), ("7b", "mask"), ("qwen3-vl-8b", "vision")}
     for row in rows_of(HERE / "encoders.jsonl"):
-        card = gpu_by_nvml(row["gpu"], None)
-        assert card is not None
-        plan = _plan(row["model"])
-        said = encoder_seconds(plan.profile.encoders[row["encoder"]], plan, card)
+        said = said_of(row)
         error = 100 * (said / row["seconds"] - 1)
         role = "made the factors" if (row["model"], row["encoder"]) in made else "set aside"
         table.append(f"| {row['model']} | {row['encoder']} | {role} | {1e3 * said:.1f} ms | "
@@ -322,10 +326,7 @@ def _encoders_again() -> str:
     ratios = []
     for row in rows_of(HERE / "paces.jsonl"):
         if row["kind"] == "encoder":
-            card, plan = gpu_by_nvml(row["gpu"], None), _plan(row["model"])
-            assert card is not None
-            said = encoder_seconds(plan.profile.encoders[row["encoder"]], plan, card)
-            ratios.append(row["picture_seconds"] / said)
+            ratios.append(row["picture_seconds"] / said_of(row))
     return (
         f"Another H200's machine encoded a picture in {min(ratios):.2f} to {max(ratios):.2f} times "
         f"the forecast, in the {len(ratios)} rows of the encoders' table."

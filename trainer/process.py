@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,13 @@ NO_COMPILER = "TORCHDYNAMO_DISABLE"  # makes torch.compile return the function a
 def feature_cache() -> Path:
     """The user's folder for encoders' features."""
     return cache_folder() / "features"
+
+
+def use_environment(plan: Plan, environment: Mapping[str, str]) -> None:
+    """Called before the libraries are imported, which look for cards: which card, and its pool."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    use_allocator(plan)
 
 
 def use_allocator(plan: Plan) -> None:

@@ -70,7 +70,7 @@ def _of_advisor(
     _print_findings(advice)
     if {gpu.uuid for gpu in machine.gpus} <= {gpu.uuid for gpu in here.gpus}:
         if advice.plan is not None and not on_cpu and not advice.exit_code:
-            refuse_early(advice.plan, started)
+            refuse_early(advice.plan, advice.environment, started)
         advice = measured(advice, tell)
     tell(f"{advice.verdict}: {advice.summary}")
     return _must_run(advice, options.auto), advice

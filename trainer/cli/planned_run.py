@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from profiles.files import read_object, write_whole
 from profiles.places import usable
 from profiles.streams import tell
 from profiles.text import argument, counted
-from trainer.process import import_libraries, use_allocator
+from trainer.process import import_libraries, use_environment
 from trainer.run.expected import NOTHING, Expected
 from trainer.run.folder import is_complete, reopen
 
@@ -91,7 +92,7 @@ def read_data(run: PlannedRun) -> Data:
     return Data(train, val, tuple(sorted(leave.places())))
 
 
-def refuse_early(plan: Plan, started: Started) -> None:
+def refuse_early(plan: Plan, environment: Mapping[str, str], started: Started) -> None:
     """Refuse what a start would refuse, before a dry run of the plan takes minutes.
 
     Where broken entries may be left out, every picture is decoded: that is done once, at the start.
@@ -99,10 +100,10 @@ def refuse_early(plan: Plan, started: Started) -> None:
     """
     from trainer.data.broken import SkippedEntries
 
+    use_environment(plan, environment)
     if not started.skip_broken:
         train, val = _both(started.data, plan, SkippedEntries(root=started.data))
         check_features(plan, Data(train, val, ()), started.cache)
-    use_allocator(plan)
     import_libraries()
     from trainer.model.weights import weight_source
 

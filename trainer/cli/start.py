@@ -18,7 +18,7 @@ from profiles.text import argument, counted, operand
 from trainer.cli.console import LineProgress
 from trainer.cli.one_process import train_here
 from trainer.cli.planned_run import Data, PlannedRun, check_features, read_data, write_start
-from trainer.process import import_libraries, use_allocator
+from trainer.process import import_libraries, use_environment
 from trainer.run.folder import FILES, RECORD, is_complete
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def _prepare_and_train(run: PlannedRun) -> None:
     from trainer.parallel.launch import must_start_processes
     from trainer.run.shortages import OutOfMemory, replace_process
 
-    for name, value in run.started.environment.items():
-        os.environ.setdefault(name, value)  # which card, before torch
-    use_allocator(run.plan)
+    use_environment(run.plan, run.started.environment)
     # Bad data is reported once, not by every process, and before torch takes seconds to import.
     data = read_data(run)
     run, checkpoint = _checked(run, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from profiles.plan import Plan
 from profiles.sizes import GIB
 from tests.conftest import PHOTOS, tiny_plan
 from tests.trainer.cli.conftest import Here
+from trainer.cli import planned_run
 from trainer.data.formats.reasonseg import read_split
 from trainer.reporter import Reporter
 from trainer.run import sample_sets
@@ -94,7 +96,8 @@ def test_what_would_be_refused_later_is_refused_before_a_dry_run(
     """The dry run takes minutes on the card; without it the start would name the same fault."""
     card = Gpu(index=0, name="NVIDIA GeForce RTX 3090", compute_capability=(8, 6),
                total_bytes=24 * GIB, free_bytes=23 * GIB, uuid="GPU-a")  # fmt: skip
-    machine = probe.probe().model_copy(update={"gpus": (card,)})
+    other = card.model_copy(update={"index": 1, "uuid": "GPU-b", "free_bytes": 4 * GIB})
+    machine = probe.probe().model_copy(update={"gpus": (card, other)})
     monkeypatch.setattr(probe, "probe", lambda: machine)
     tried: list[Advice] = []
     monkeypatch.setattr(dry_run, "measured", lambda advice, tell: tried.append(advice) or advice)
@@ -110,8 +113,16 @@ def test_what_would_be_refused_later_is_refused_before_a_dry_run(
     assert done.returncode == 2 and "error: " in done.stderr, done.stderr
     assert str(places[wrong]) in done.stderr, done.stderr
     assert not tried and not (tmp_path / "run").exists()
-    here(*start, "--data-dir", PHOTOS)
-    assert tried
+    seen: list[dict[str, str]] = []  # by the libraries, which look for cards
+    monkeypatch.setattr(planned_run, "import_libraries", lambda: seen.append(dict(os.environ)))
+    names = "CUDA_VISIBLE_DEVICES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+    with monkeypatch.context() as shell:
+        for name in names:
+            shell.setenv(name, "")  # which is restored
+            shell.delenv(name)
+        here(*start, "--data-dir", PHOTOS)
+    assert tried[0].environment.keys() == set(names)
+    assert tried[0].environment.items() <= seen[0].items()
 
 
 def test_older_flags_pin_settings_of_the_advised_plan(tmp_path: Path, here: Here) -> None:
